@@ -49,10 +49,10 @@ SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / 
 OTHER_TEXTS = ("text/tinystories_1000_clean.jsonl.gz", "text/wikitext2_valid.txt.gz")
 OTHER_CHARACTERS = 400_000
 """Of each of the other texts."""
-DECAY_FRACTION = sk.TopK.decay_fraction
-"""That of today's defaults, by which SAEs of an earlier version are known."""
 SEARCHED = "-families"
 """End of the names of runs that search every family."""
+SHUFFLED = "minilm-shuffled"
+"""The run that shuffles labels more often."""
 SET_KEYS = ("label", "group", "split_column", "train_rows", "test_rows")
 
 Config = Mapping[str, Any]
@@ -274,7 +274,7 @@ def plan_of(
         more["train_sizes"] = each["train_sizes"]
     return plan_classification(
         [(name, sk.SAE.load(saes[name])) for name in run["saes"]], model=lm, data=table,
-        split=sk.Split(seed=config["seed"], **settings_of(each, run)),
+        split=sk.Split(seed=run.get("seed", config["seed"]), **settings_of(each, run)),
         settings=ClassifierSettings(
             name=each["name"], margin=config["margin"], budget=Budget(**config.get("budget", {})),
             save_arm="none", cache=str(out / "features"), **settings, **more,
@@ -440,7 +440,7 @@ def page(config: Config, folder: Path) -> str:
         "texts, pooling, folds and grids; everything is chosen within the training rows, and the test rows are read once.",
         "",
         f"Models: all-MiniLM-L6-v2 (an encoder; residual stream after block 4 of 6) and saekit's built-in language model, with "
-        f"TopK SAEs trained by this study{training_of(searched_tables(results))}. {first.settings['intervals']['level']:.0%} intervals from test rows (groups where "
+        f"TopK SAEs trained by this study ([how far](#how-far-the-saes-are-trained)). {first.settings['intervals']['level']:.0%} intervals from test rows (groups where "
         f"there are any); differences "
         f"below {first.settings['margin']:g} macro-F1 count as none (*equivalent*). Verdicts follow the one rule of saekit "
         "([concepts](../../docs/concepts.md)), corrected for the arms of a set and, in the table below, for the sets (Holm).",
@@ -454,9 +454,7 @@ def page(config: Config, folder: Path) -> str:
         "## Every data set: best arms, chosen by inner cross-validation",
         "",
         "Logistic regression (and shallow trees) on single poolings: the arms of the paper. What each family can do at best is "
-        "in the table of families, which decides."
-        + ("" if first.families else " This table and those below were made by an earlier version: with SAEs of its default "
-           "learning rate, a fixed grid of C, and the dense arms of single poolings."),
+        "in the table of families, which decides.",
         "",
         *heading("data set", "classes", "train / test", "best SAE arm", "macro-F1", "best dense arm", "macro-F1",
                  "SAE − dense", "verdict", "− learned nothing", "verdict", "resolves"),
@@ -479,20 +477,17 @@ def page(config: Config, folder: Path) -> str:
         "",
         "What the paper says of single arms:",
         "",
-        *claims(config, main, folder),
+        *claims(config, results, folder),
         "",
         *arms_tables(main),
         *layers(config, results, folder),
         *price(main, folder),
         *alignment(main, folder),
         *over_sets(results),
+        *training(results),
         "## To be kept in mind",
         "",
-        *[
-            f"- **{name}**: {warning}{doubted(result, str(warning))}"
-            for name, result in main.items()
-            for warning in result.warnings
-        ],
+        *[f"- **{name}**: {warning}" for name, result in main.items() for warning in result.warnings],
         *[f"- **{each['name']}**: {each['about']}." for each in config["sets"]],
         "",
         "## Again",
@@ -506,40 +501,6 @@ def page(config: Config, folder: Path) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def doubted(result: Classification, warning: str) -> str:
-    """What to think of arms that an earlier version called off chance, from intervals of left-out rows."""
-    if "leaks" not in warning:
-        return ""
-    named = [arm for arm in result.arms if f"`{short(arm.name)}`" in warning or f"`{arm.name}`" in warning]
-    if not named or any(arm.shuffled_p is not None or arm.shuffled_auc is None for arm in named):
-        return ""
-    return (
-        ". It does not follow: these intervals are of left-out rows, and an arm that says the same of nearly all test rows "
-        "has one that is far too short ("
-        + "; ".join(f"{arm.shuffled_auc:.4f}" for arm in named)
-        + f"{told_by_width(result, named)}). The check is now by other "
-        "orders of the labels, exact for such arms too (`make chance`); these were not fitted again"
-    )
-
-
-def told_by_width(result: Classification, named: Sequence[Any]) -> str:
-    """What the width of the intervals of some arms says of their scores.
-
-    By chance the variance of an AUC is that of a rank sum, times 1 - q^3 where a fraction q of the rows has one score.
-    """
-    half = {
-        arm.name: (arm.shuffled_auc.high - arm.shuffled_auc.low) / 2
-        for arm in result.arms
-        if arm.shuffled_auc is not None
-    }
-    usual, mine = np.median(list(half.values())), max(half[arm.name] for arm in named)
-    share = (1 - (mine / usual) ** 2) ** (1 / 3)
-    return (
-        f"; {usual / mine:.0f} times as short as that of the middle arm, as it is where {share:.2%} of the rows have one score: a "
-        "tree that puts nearly all of them into one leaf"
-    )
 
 
 def searched_tables(results: Mapping[tuple[str, str], Classification]) -> dict[tuple[str, str], Classification]:
@@ -676,24 +637,31 @@ def concluded(config: Config, known: Mapping[tuple[str, str], Classification]) -
     )
 
 
-def training_of(known: Mapping[tuple[str, str], Classification]) -> str:
-    """How far the SAEs of the families are trained: FVU, dead latents, and what twice the rows would change."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for (run, _), result in known.items():
+def training(results: Mapping[tuple[str, str], Classification]) -> list[str]:
+    """How far the SAEs of all tables are trained: FVU, dead latents, and what twice the rows would change."""
+    found: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for (run, _), result in results.items():
         for sae in result.saes:
-            found.setdefault(f"{run}, {sae['name']}", {})[sae["digest"]] = sae["provenance"]
-    told = []
-    for name, saes in found.items():
-        first = next(iter(saes.values()))
-        each = first["metrics"]
-        told.append(
-            f"{name}: FVU {each['fvu']:.3f}, {each['dead_fraction']:.1%} dead, falling by {each['fvu_fall_per_doubling']:.0%} per "
-            "doubling of the rows"
-            + f", peak rate {first['resolved']['lr']:.2g}"
-            + (f", one of {len(saes)} that were made apart" if len(saes) > 1 else "")
-            + (", trained as by an earlier version" if first["config"]["decay_fraction"] != DECAY_FRACTION else "")
-        )
-    return f" ({'; '.join(told)}; from 10% on saekit's own check calls an SAE undertrained)" if told else ""
+            found.setdefault((run.partition("-")[0], sae["name"]), {})[sae["digest"]] = sae["provenance"]
+    lines = [
+        "## How far the SAEs are trained",
+        "",
+        "FVU and dead latents as training saw them; *fall*: by how much twice the rows would lower FVU, from the curve of the run "
+        "(from 10% on saekit's own check calls an SAE undertrained).",
+        "",
+        *heading("model", "SAE", "peak learning rate", "FVU", "dead", "fall"),
+    ]
+    for (model, name), made in found.items():
+        for each in made.values():
+            metrics = each["metrics"]
+            lines.append(
+                row(model, name, f"{each['resolved']['lr']:.2g}", f"{metrics['fvu']:.3f}", f"{metrics['dead_fraction']:.1%}",
+                    f"{metrics['fvu_fall_per_doubling']:.0%}")
+            )  # fmt: skip
+    twice = [name for (_, name), made in found.items() if len(made) > 1]
+    if twice:
+        lines += ["", f"Made more than once, and not the same in all tables: {', '.join(twice)}."]
+    return [*lines, ""]
 
 
 def searched(family: Any) -> str:
@@ -760,8 +728,9 @@ def short(name: str) -> str:
     return " ".join(["SAE" if word.startswith("layers.") else word for word in words])
 
 
-def claims(config: Config, main: Mapping[str, Classification], folder: Path) -> list[str]:
+def claims(config: Config, results: Mapping[tuple[str, str], Classification], folder: Path) -> list[str]:
     """The paper's claims about single arms with our verdicts, computed."""
+    main = {name: result for (run, name), result in results.items() if run == "minilm"}
     best = {name: result.arm(result.best_sae) for name, result in main.items()}
     pairs = {name: read_json(folder / "results" / f"pairs-{name}.json") for name in main}
 
@@ -795,22 +764,31 @@ def claims(config: Config, main: Mapping[str, Classification], folder: Path) -> 
     lines.append(row(claim, told, judged(up, down, n)))
     chance = [arm.shuffled_auc for result in main.values() for arm in result.arms if arm.shuffled_auc is not None]
     held = sum(1 for each in chance if each.low is not None and each.high is not None and each.low <= 0.5 <= each.high)
-    leaks = [name for name, result in main.items() if any("leaks" in str(warning) for warning in result.warnings)]
-    is_exact = all(arm.shuffled_p is not None for result in main.values() for arm in result.arms)
-    told = (
-        ""
-        if is_exact
-        else (
-            "; these intervals are from left-out rows, while the check is now an exact one, "
-            "by other orders of the labels (`make chance`): these arms were not fitted again"
-        )
-    )
+    again = {name: result for (run, name), result in results.items() if run == SHUFFLED}
+    off = {name: called_off(result) for name, result in main.items() if called_off(result)}
+    left = [name for name in off if name not in again or called_off(again[name])]
+    told = "".join(
+        f"; {name} with {again[name].settings['shuffles']} others, of another split: "
+        + ", ".join(f"`{short(arm.name)}` {shown(arm.shuffled_auc)}" for arm in again[name].arms if arm.name in arms)
+        + ("" if name in left else ", at chance as all others are")
+        for name, arms in off.items() if name in again
+    )  # fmt: skip
     lines.append(
         row("*Control:* shuffled labels give chance in every arm",
-            f"{held} of {len(chance)} intervals of AUC hold 0.5 (19 in 20 would by chance); after Holm's correction off chance "
-            f"on {len(leaks)} sets{told}", "yes" if not leaks else f"look at {', '.join(leaks)}")
+            f"{held} of {len(chance)} intervals of AUC hold 0.5 (19 in 20 would by chance); off chance after Holm's correction of a "
+            f"set, which is so in one set of 20 by chance, on {len(off)} sets{told}",
+            "yes" if not left else f"look at {', '.join(left)}")
     )  # fmt: skip
     return lines
+
+
+def called_off(result: Classification) -> list[str]:
+    """The arms that are not at chance with shuffled labels, as `saekit classify` decides it."""
+    return [
+        arm.name
+        for arm in result.arms
+        if any("leaks" in str(each) and f"`{arm.name}`" in str(each) for each in result.warnings)
+    ]
 
 
 Rule = Callable[[Measured, float], str]

@@ -29,8 +29,6 @@ class SelectedAlignment:
     """Mean over random latents of nearly the same density; the interval holds 95 % of the draws."""
     difference: Measured
     """Selected minus matched; the interval is that of the draws."""
-    p: float
-    """Two-sided permutation p-value."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON."""
@@ -103,12 +101,10 @@ def selected_alignment(
     null = alignment[nearest[np.arange(len(chosen)), picks]].mean(1)
     value, middle = float(alignment[chosen].mean()), float(null.mean())
     low, high = (float(q) for q in np.quantile(null, [0.025, 0.975]))
-    p = (1 + int((np.abs(null - middle) >= abs(value - middle) - 1e-12).sum())) / (1 + draws)
     over = "interval over density-matched draws"
     return SelectedAlignment(
         len(chosen),
         Measured(value, None, None, unit, "no interval: the latents are those that were selected"),
         Measured(middle, low, high, unit, over),
         Measured(value - middle, value - high, value - low, unit, over),
-        p,
     )

@@ -331,7 +331,8 @@ def _name_of(arm: ArmScore | Cell) -> str:
 def doubts(arms: Sequence[ArmScore], pools: Sequence[str]) -> list[str]:
     """Return what a reader must know about the fits."""
     concerned = {
-        "with shuffled labels these arms are not at chance, so something leaks": _leaky(arms),
+        f"with shuffled labels these arms are not at chance: something leaks, or this is the one result in "
+        f"{1 / LEAK_LEVEL:.0f} where chance looks like it (another seed tells)": _leaky(arms),
         "the fit of these arms did not converge": [arm.name for arm in arms if not arm.converged],
         "some selected columns never fire in training": [arm.name for arm in arms if _has_dead_columns(arm)],
     }

@@ -108,9 +108,9 @@ def default_lr(config: Config, d_in: int, total_steps: int, batch_rows: int) -> 
     batch_rows / rows)``, below 256 rows ``sqrt(256 * batch_rows) / rows``; and, but for Matryoshka, ``w = (1024 /
     n_latents)**(3/4)`` of more than 1,024 latents. ``g = 1``, but for those with the highest rates: of TopK and
     HierarchicalTopK ``min(1, 64 / d_in)**(1/2) * min(1, 1024 / n_latents)**(3/4)``, of BatchTopK and Matryoshka the
-    first factor. Rows have coordinates of about 1, and Adam changes every coordinate of an encoder row by about the rate: a
-    pre-activation changes in proportion to ``d_in``, while pre-activations go with ``sqrt(d_in)``. Runs shorter than a
-    thousand steps take more, and end lower by it.
+    first factor. Rows have coordinates of about 1, and Adam changes every coordinate of an encoder row by about the
+    rate: a pre-activation changes in proportion to ``d_in``, while pre-activations go with ``sqrt(d_in)``. Runs shorter
+    than a thousand steps take more, and end lower by it.
 
     What limits a rate is dead latents, and how soon they are revived (`dead_after_rows`). The rule was found by sweeps
     over three models and a known dictionary, k of 4 to 32, 128 to 4,096 latents, batches of 128 to 4,096 and up to
@@ -122,7 +122,8 @@ def default_lr(config: Config, d_in: int, total_steps: int, batch_rows: int) -> 
     [0.0096, 0.00339, 0.0048]
     >>> [round(default_lr(TopK(1024, k=16), 64, 1000, batch), 5) for batch in (256, 512, 1024, 4096)]
     [0.00447, 0.00894, 0.017, 0.017]
-    >>> [round(default_lr(config, 64, 1000, 1024), 5) for config in (BatchTopK(1024, k=16), JumpReLU(1024, target_l0=16))]
+    >>> configs = BatchTopK(1024, k=16), JumpReLU(1024, target_l0=16)
+    >>> [round(default_lr(config, 64, 1000, 1024), 5) for config in configs]
     [0.01131, 0.008]
     >>> [round(default_lr(Matryoshka(1024, k=k), 64, 1000, 1024), 5) for k in (16, 8, 4)]
     [0.0096, 0.01358, 0.017]
