@@ -30,7 +30,7 @@ from selected_alignment import decoder_alignment, selected_alignment
 
 import saekit as sk
 from saekit.classification.plan import Plan, plan_classification
-from saekit.classification.result import Classification, summarize
+from saekit.classification.result import ArmScore, Classification, summarize
 from saekit.classification.run import run_plan
 from saekit.classification.settings import Budget, ClassifierSettings
 from saekit.classification.verdicts import difference
@@ -439,7 +439,7 @@ def page(config: Config, folder: Path) -> str:
         "one token and the SAE all of them, and chooses the best configuration on the test set. Here every arm gets the same "
         "texts, pooling, folds and grids; everything is chosen within the training rows, and the test rows are read once.",
         "",
-        f"Models: all-MiniLM-L6-v2 (an encoder; residual stream after block 4 of 6) and saekit's built-in language model, with "
+        f"Models: all-MiniLM-L6-v2 (an encoder of six blocks; residual stream after block 4, counted from 0) and saekit's built-in language model (after block 2), with "
         f"TopK SAEs trained by this study ([how far](#how-far-the-saes-are-trained)). {first.settings['intervals']['level']:.0%} intervals from test rows (groups where "
         f"there are any); differences "
         f"below {first.settings['margin']:g} macro-F1 count as none (*equivalent*). Verdicts follow the one rule of saekit "
@@ -465,12 +465,13 @@ def page(config: Config, folder: Path) -> str:
             lines.append(
                 row(f"{name} ({run})", len(result.classes), f"{result.data['n_train']:,} / {result.data['n_test']:,}",
                     short(sae.name), shown(sae.macro_f1), dense.name, shown(dense.macro_f1),
-                    shown(sae.difference, "+"), f"**{sae.verdict}**", shown(sae.control_difference, "+"),
+                    shown(gap_of(result, sae), "+") + (" AUC" if result.verdict_metric == "auc" else ""), f"**{sae.verdict}**", shown(sae.control_difference, "+"),
                     sae.control_verdict, f"{result.floor.value:.3f}")
             )  # fmt: skip
     lines += [
         "",
-        "*− learned nothing*: minus the best of random projections, untrained and frozen-decoder SAEs of the same width and L0. "
+        "*− learned nothing*: macro-F1 minus the best of random projections, untrained SAEs and, on MiniLM, frozen-decoder SAEs (which "
+        "learn an encoder), of the same width and L0; its verdict too is of AUC where SAE − dense is. "
         "*resolves*: half the width of the interval of SAE − dense.",
         "",
         "In the paper: " + "; ".join(f"{each['name']}: {each['paper']}" for each in config["sets"]) + ".",
@@ -626,10 +627,12 @@ def concluded(config: Config, known: Mapping[tuple[str, str], Classification]) -
         return said
     below = [f"{name} ({run})" for (run, name), gap in gaps.items()
              if words[run, name] == "undecided" and gap.high is not None and gap.high < 0]  # fmt: skip
-    lower = (
-        f" On {len(below)} of them ({', '.join(below)}) the whole interval of the table itself is below 0."
-        if below
-        else ""
+    above = [f"{name} ({run})" for (run, name), gap in gaps.items()
+             if words[run, name] == "undecided" and gap.low is not None and gap.low > 0]  # fmt: skip
+    lower = "".join(
+        f" On {len(names)} of them ({', '.join(names)}) the whole interval of the table itself is {side} 0."
+        for names, side in ((below, "below"), (above, "above"))
+        if names
     )
     return (
         f"{said} On the other {len(halves)} the test sets are too small to tell, which is no evidence that they are equal: half the "
@@ -649,13 +652,13 @@ def training(results: Mapping[tuple[str, str], Classification]) -> list[str]:
         "FVU and dead latents as training saw them; *fall*: by how much twice the rows would lower FVU, from the curve of the run "
         "(from 10% on saekit's own check calls an SAE undertrained).",
         "",
-        *heading("model", "SAE", "peak learning rate", "FVU", "dead", "fall"),
+        *heading("model", "layer, latents, seed", "k", "peak learning rate", "FVU", "dead", "fall"),
     ]
     for (model, name), made in found.items():
         for each in made.values():
             metrics = each["metrics"]
             lines.append(
-                row(model, name, f"{each['resolved']['lr']:.2g}", f"{metrics['fvu']:.3f}", f"{metrics['dead_fraction']:.1%}",
+                row(model, name, each["config"]["k"], f"{each['resolved']['lr']:.2g}", f"{metrics['fvu']:.3f}", f"{metrics['dead_fraction']:.1%}",
                     f"{metrics['fvu_fall_per_doubling']:.0%}")
             )  # fmt: skip
     twice = [name for (_, name), made in found.items() if len(made) > 1]
@@ -722,6 +725,11 @@ def challenge(folder: Path) -> list[str]:
     return [*lines, ""]
 
 
+def gap_of(result: Classification, arm: ArmScore) -> Measured:
+    """An arm minus the best dense one, in the metric of the verdicts."""
+    return arm.auc_difference if result.verdict_metric == "auc" else arm.difference
+
+
 def short(name: str) -> str:
     """An arm's name without the name of its SAE."""
     words = name.split()
@@ -731,28 +739,26 @@ def short(name: str) -> str:
 def claims(config: Config, results: Mapping[tuple[str, str], Classification], folder: Path) -> list[str]:
     """The paper's claims about single arms with our verdicts, computed."""
     main = {name: result for (run, name), result in results.items() if run == "minilm"}
-    best = {name: result.arm(result.best_sae) for name, result in main.items()}
     pairs = {name: read_json(folder / "results" / f"pairs-{name}.json") for name in main}
 
     def decided(key: str, rule: Rule = verdict) -> tuple[list[str], list[str], str]:
+        """What a stored pair says of every set."""
+        return over_all({name: Measured.from_json(p[key]) for name, p in pairs.items() if key in p}, rule)
+
+    def over_all(gaps: Mapping[str, Measured], rule: Rule = verdict) -> tuple[list[str], list[str], str]:
         """The sets where it is so, those where the reverse is, and what the page says; the sets are one family (Holm)."""
-        known = {name: Stored(Measured.from_json(p[key])) for name, p in pairs.items() if key in p}
+        known = {name: Stored(gap) for name, gap in gaps.items()}
         words = dict(zip(known, family_verdicts([Claim(each, rule=rule) for each in known.values()]), strict=True))
         up, down = ([name for name, word in words.items() if word in side] for side in (_SO, _REVERSE))
         counts = ", ".join(f"{word} on {list(words.values()).count(word)}" for word in dict.fromkeys(words.values()))
         return up, down, f"{counts} of {len(known)} sets"
 
-    verdicts = {v: [name for name, arm in best.items() if arm.verdict == v] for v in ("better", "equivalent", "worse")}
-    undecided = len(best) - sum(map(len, verdicts.values()))
     lines = heading("claim", "here", "holds?")
-    n = len(best)
+    n = len(main)
     up, down, told = decided("last")
     lines.append(row("They beat hidden states (last token)", told, judged(up, down, n)))
-    lines.append(
-        row("… under the same pooling (best dense arm)",
-            f"better on {len(verdicts['better'])}, equivalent on {len(verdicts['equivalent'])}, worse on "
-            f"{len(verdicts['worse'])}, undecided on {undecided} sets", judged(verdicts["better"], verdicts["worse"], len(best)))
-    )  # fmt: skip
+    up, down, told = over_all({name: gap_of(result, result.arm(result.best_sae)) for name, result in main.items()})
+    lines.append(row("… with the same choice of poolings (best dense arm)", told, judged(up, down, n)))
     up, down, told = decided("words")
     lines.append(row("They beat bag of words (TF-IDF)", told, judged(up, down, n)))
     for pool in config["pools"]:
@@ -806,7 +812,15 @@ def judged(up: Sequence[str], down: Sequence[str], n: int) -> str:
 
 def arms_tables(main: Mapping[str, Classification]) -> list[str]:
     """Every arm of every set, folded."""
-    lines = ["## Every arm", ""]
+    lines = [
+        "## Every arm (MiniLM)",
+        "",
+        "*last*: the states of the last token; *TF-IDF* (*words*): no model; *dense*, *PCA*, *SVD*, *ICA*: pooled states; *difference*: "
+        "their projection on the difference of class means; *random*: random projections; *untrained*, *frozen decoder*: SAEs before "
+        "training, and trained with the decoder they began with; *k=*: that many latents, selected within the training rows; "
+        "*matched*: random latents that are active as often as those.",
+        "",
+    ]
     for name, result in main.items():
         lines += [f"<details><summary>{name}: {len(result.arms)} arms</summary>", ""]
         lines += heading(

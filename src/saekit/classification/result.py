@@ -38,7 +38,7 @@ class ArmScore(ComparedArm):
     control_difference: Measured
     """Macro-F1 minus that of the best dictionary that learned nothing or was frozen."""
     control_verdict: str
-    """What `control_difference` says at the margin."""
+    """Verdict of it at the margin; like `verdict` of macro-F1, or of AUC where ``settings["metric"]`` is ``auc``."""
     p: float | None
     """Two-sided p-value of no difference of macro-F1: from the paired jackknife, in nested cross-validation from Nadeau
     and Bengio's corrected t over the folds (``settings["p_values"]``); None without one."""

@@ -150,7 +150,7 @@ def why_auc(judged: Judged) -> list[str]:
     if judged.plan.how.metric != "auto" or judged.metric != "auc":
         return []
     return [
-        f"the rarer class has {judged.plan.rarer_fraction:.0%} of the test rows: arms are chosen and judged by AUC, "
+        f"the rarer class has {judged.plan.rarer_fraction:.0%} of the test rows: arms are chosen and compared by AUC, "
         "because macro-F1 depends on the threshold then (metric='macro_f1' to look at it all the same)"
     ]
 

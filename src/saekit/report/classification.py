@@ -46,8 +46,9 @@ def classification(result: Result) -> list[Section]:
 
     columns = (
         ("", name), *_SCORES, ("balanced accuracy", measured_as("balanced_accuracy", ".3f")),
-        ("Brier", measured_as("brier", ".3f")), ("− best dense", measured_as("difference", "+.3f")),
-        ("verdict", "verdict"), ("− best control", measured_as("control_difference", "+.3f")),
+        ("Brier", measured_as("brier", ".3f")),
+        (f"{decides} − best dense", measured_as("auc_difference" if decides == "AUC" else "difference", "+.3f")),
+        ("verdict", "verdict"), ("macro-F1 − best control", measured_as("control_difference", "+.3f")),
         ("verdict", "control_verdict"), ("shuffled AUC", measured_as("shuffled_auc", ".2f")),
     )  # fmt: skip
     about = no_intervals(arm["macro_f1"] for arm in result["arms"])
