@@ -349,12 +349,12 @@ def test_held_out_are_the_rows_that_judge_and_their_likes(lm, data):
     assert out_of(data, across="lang", folds=3).all()
 
 
-def test_rare_classes_are_judged_by_auc(lm, data):
+def test_rare_classes_are_compared_by_auc(lm, data):
     rare = [row for i, row in enumerate(data) if row["label"] == "good" or i % 3 == 0]
     settings = {"across": "lang", "values": ["en", "fr"], "arms": ["dense", "words", "majority"], "layer": 1}
     found = run(rare, model=lm, budget=QUICK, **settings)
     assert found.verdict_metric == "auc"
-    assert any("arms are chosen and judged by AUC" in each.message for each in found.warnings)
+    assert any("arms are chosen and compared by AUC" in each.message for each in found.warnings)
     assert found.table()[0][-2] == "AUC − dense"
     assert "margin 0.01 AUC" in found.caption()
     assert "AUC)" in found.arm("words").sentence
