@@ -774,7 +774,7 @@ def claims(config: Config, results: Mapping[tuple[str, str], Classification], fo
     off = {name: called_off(result) for name, result in main.items() if called_off(result)}
     left = [name for name in off if name not in again or called_off(again[name])]
     told = "".join(
-        f"; {name} with {again[name].settings['shuffles']} others, of another split: "
+        f"; {name} with {again[name].settings['shuffles']} others, of another split, in {len(again[name].arms)} arms: "
         + ", ".join(f"`{short(arm.name)}` {shown(arm.shuffled_auc)}" for arm in again[name].arms if arm.name in arms)
         + ("" if name in left else ", at chance as all others are")
         for name, arms in off.items() if name in again

@@ -23,8 +23,10 @@ from saekit.classification.verdicts import difference
 from saekit.errors import ConfigError, DataError, FormatError
 from saekit.measure.verdicts import corrected_t
 from saekit.measure.weight_scores import weight_scores
+from saekit.report.classification import classification as classification_sections
 from saekit.report.classification import figures, write_classification_figures
 from saekit.report.page import render
+from saekit.report.parts import measured_cell
 
 # ------------------------------------------------------------------------------------------------------- the result
 
@@ -100,6 +102,17 @@ def test_report(full_run, tmp_path):
     assert "The price of sparsity" in page
     assert "Over data sets" in page
     assert len(write_classification_figures(result.to_json(), tmp_path)) == 10
+
+
+@pytest.mark.parametrize(
+    ("metric", "name", "gap"), [("macro_f1", "macro-F1", "difference"), ("auc", "AUC", "auc_difference")]
+)
+def test_a_report_shows_differences_of_what_verdicts_are_of(full_run, metric, name, gap):
+    plain = full_run[1].to_json()
+    sections = classification_sections({**plain, "settings": {**plain["settings"], "metric": metric}})
+    (table,) = [each for section in sections for each in section.tables if f"{name} − best dense" in each.columns]
+    shown = [row[table.columns.index(f"{name} − best dense")].text for row in table.rows]
+    assert shown == [measured_cell(arm[gap], where=gap, spec="+.3f").text for arm in plain["arms"]]
 
 
 def test_frames_have_a_row_per_arm(full_run):
