@@ -7,8 +7,9 @@ too few to tell it from chance: the page says so, and it counts as beaten.
 
 Written without saekit's engine: from the pooled hidden states of the same training rows it builds its own candidates
 (poolings alone and together; logistic regression, linear discriminant analysis, ridge, support vectors, with and
-without balanced classes; grids of its own), lets `GridSearchCV` choose by the metric of the verdicts within training
-rows, and predicts the test rows once. It tries to be better than the family `dense` of the result. Differences of
+without balanced classes; grids of its own; and logistic regression and discriminant analysis voting), lets
+cross-validation choose by the metric of the verdicts within training rows, and predicts the test rows once. It tries to
+be better than the family `dense` of the result. Differences of
 predictions that were made on the same rows have an interval from resampled test rows (groups); the scores by which both
 chose tell whether the challenger saw in the training rows what saekit missed.
 """
@@ -30,9 +31,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from run import HERE, SHARED, chosen, model_path, plan_of, smaller, table_of, tell, write_page
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import VotingClassifier
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import f1_score, roc_auc_score
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
@@ -87,31 +89,47 @@ class Rules:
     """Poolings that go on."""
 
 
-def best_of(X: Any, y: np.ndarray, groups: np.ndarray, names: Sequence[str], rules: Rules) -> GridSearchCV:
-    """The best of some classifiers on one representation, by cross-validation."""
-    found = []
+@dataclass(frozen=True)
+class Found:
+    """A classifier, fitted on all rows that it was chosen on."""
+
+    words: str
+    inner: float
+    model: Any
+
+
+def best_of(X: Any, y: np.ndarray, groups: np.ndarray, names: Sequence[str], rules: Rules) -> Found:
+    """The best of some classifiers on one representation, and of the vote of those that have probabilities."""
+    folds = list(StratifiedGroupKFold(4, shuffle=True, random_state=rules.seed).split(X, y, groups))
+    searches = {}
     for name in names:
         model, grid = candidates()[name]
-        folds = StratifiedGroupKFold(4, shuffle=True, random_state=rules.seed)
         search = GridSearchCV(make_pipeline(StandardScaler(), model), grid, scoring=rules.scoring, cv=folds)
-        found.append(search.fit(X, y, groups=groups))
-    return max(found, key=lambda search: search.best_score_)
+        searches[name] = search.fit(X, y)
+    found = [Found(worded(each.best_params_), float(each.best_score_), each) for each in searches.values()]
+    voters = [(name, each.best_estimator_) for name, each in searches.items() if hasattr(each, "predict_proba")]
+    if len(voters) > 1:
+        vote = VotingClassifier(voters, voting="soft")
+        inner = cross_val_score(vote, X, y, scoring=rules.scoring, cv=folds).mean()
+        words = " and ".join(worded(searches[name].best_params_) for name, _ in voters)
+        found.append(Found(f"vote of {words}", float(inner), vote.fit(X, y)))
+    return max(found, key=lambda each: each.inner)
 
 
 def challenger(
     pooled: dict[str, np.ndarray], y: np.ndarray, groups: np.ndarray, train: np.ndarray, rules: Rules
-) -> Any:
+) -> tuple[str, Found, np.ndarray]:
     """The representation and classifier that cross-validation prefers, fitted on all training rows."""
     views = {name: pooled[name] for name in POOLS}
     views |= {"+".join(parts): np.concatenate([pooled[part] for part in parts], axis=1) for parts in TOGETHER}
     few = np.random.default_rng(rules.seed).permutation(train)[:FEW]
     if min(np.bincount(y[few])) < 4:
         few = train
-    first = {name: best_of(X[few], y[few], groups[few], ("ridge",), rules).best_score_ for name, X in views.items()}
+    first = {name: best_of(X[few], y[few], groups[few], ("ridge",), rules).inner for name, X in views.items()}
     kept = sorted(first, key=lambda name: -first[name])[: rules.views]
-    searches = {name: best_of(views[name][train], y[train], groups[train], rules.names, rules) for name in kept}
-    name = max(kept, key=lambda each: searches[each].best_score_)
-    return name, searches[name], views[name]
+    found = {name: best_of(views[name][train], y[train], groups[train], rules.names, rules) for name in kept}
+    name = max(kept, key=lambda each: found[each].inner)
+    return name, found[name], views[name]
 
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
@@ -156,7 +174,7 @@ def main() -> int:
         tell(f"skipped: no sample data at `{SHARED}`")
         return 0
     stored = folder / "results" / "beat_dense.json"
-    known = {(each["run"], each["set"]): each for each in (read_json(stored)["sets"] if stored.is_file() else [])}
+    known = stored_at(stored)
     for name in options.runs.split(","):
         run = next(each for each in config["runs"] if each["name"] == name)
         path = model_path(config["models"][run["model"]]["path"])
@@ -165,17 +183,22 @@ def main() -> int:
             if path is None or not result.is_file():
                 tell(f"skipped: no result of {name} on {each['name']}; run run.py first")
                 continue
-            known[name, each["name"]] = attempt(config, run, each, (path, out), Classification.load(result))
-            tell(str(known[name, each["name"]]))
+            new = attempt(config, run, each, (path, out), Classification.load(result))
+            tell(str(new))
+            known = stored_at(stored) | {(name, each["name"]): new}
+            write_json(stored, {"margin": MARGIN, "sets": list(known.values())})
     found = list(known.values())
-    if found:
-        write_json(stored, {"margin": MARGIN, "sets": found})
-        if any((folder / "results").glob("minilm-*.json")):
-            write_page(config, folder)
+    if found and any((folder / "results").glob("minilm-*.json")):
+        write_page(config, folder)
     beaten = [each for each in found if each["gap"] > MARGIN]
     for each in beaten:
         tell(f"beaten on {each['set']} ({each['run']}): {each['gap']:+.4f} [{each['low']:+.4f}, {each['high']:+.4f}]")
     return int(bool(beaten))
+
+
+def stored_at(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """What was tried so far, by run and set."""
+    return {(each["run"], each["set"]): each for each in (read_json(path)["sets"] if path.is_file() else [])}
 
 
 def attempt(config: Any, run: Any, each: Any, where: tuple[str, Path], result: Classification) -> dict[str, Any]:
@@ -201,32 +224,34 @@ def attempt(config: Any, run: Any, each: Any, where: tuple[str, Path], result: C
     rules = Rules("roc_auc" if is_auc else "f1_macro", seed, names, 2 if is_many else 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a fit that stops early is a candidate like any other
-        pools, search, X = challenger({name: np.asarray(x) for name, x in pooled.items()}, data.y, groups, train, rules)
-    theirs = said_of(search, X[test]) if is_auc else search.predict(X[test])
+        pools, best, X = challenger({name: np.asarray(x) for name, x in pooled.items()}, data.y, groups, train, rules)
+    theirs = said_of(best.model, X[test]) if is_auc else best.model.predict(X[test])
     dense = next(family for family in result.families if family.name == "dense")
-    arm, _, option = dense.strongest.partition(": ")
+    arm, _, strongest = dense.strongest.partition(": ")
     job = next(job for job in plan.jobs if job.name == arm and job.arm.base_kind in FAMILIES["dense"])
     run_fits(replace(plan, jobs=(job,)), silent, None)
     fit = read_fit(plan, job)
     assert fit is not None
-    options = [each["arm"] or "" for each in fit.facts["options"][0]]
-    at = options.index(option) if option else 0
-    guess = [fit.probabilities[0], *fit.rivals[0]][at]
+    options = [each["arm"] or "" for each in fit.facts["options"][0]]  # best first: an arm at its best hyperparameter
+    at = [options.index(name.partition(": ")[2]) for name in dense.averaged]
+    guess = np.mean([[fit.probabilities[0], *fit.rivals[0]][each] for each in at], axis=0)
     ours, metric = (guess[:, 1], area) if is_auc else (guess.argmax(1), macro)
     y = data.y[test]
+    told = dense.auc if is_auc else dense.macro_f1
+    assert abs(metric(y, ours) - told.value) < 1e-6, "these are not the predictions of the result"
     low, high = interval(metric, y, ours, theirs, groups[test])
     return {
         "set": each["name"], "run": run["name"], "metric": "AUC" if is_auc else "macro-F1", "test_rows": len(test),
-        "dense": metric(y, ours), "arm": dense.strongest, "dense_inner": fit.facts["options"][0][at]["inner"],
-        "challenger": metric(y, theirs), "chose": f"{pools}, {worded(search.best_params_)}",
-        "challenger_inner": float(search.best_score_),
+        "dense": metric(y, ours), "arm": dense.strongest, "averaged": len(dense.averaged),
+        "dense_inner": fit.facts["options"][0][options.index(strongest)]["inner"],
+        "challenger": metric(y, theirs), "chose": f"{pools}, {best.words}", "challenger_inner": best.inner,
         "gap": metric(y, theirs) - metric(y, ours), "low": low, "high": high,
     }  # fmt: skip
 
 
-def said_of(search: GridSearchCV, X: np.ndarray) -> np.ndarray:
+def said_of(model: Any, X: np.ndarray) -> np.ndarray:
     """What a classifier says of the second class."""
-    return search.decision_function(X) if hasattr(search, "decision_function") else search.predict_proba(X)[:, 1]
+    return model.decision_function(X) if hasattr(model, "decision_function") else model.predict_proba(X)[:, 1]
 
 
 def worded(settings: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ import numpy as np
 from selected_alignment import decoder_alignment, selected_alignment
 
 import saekit as sk
+from saekit.classification.families import AVERAGED
 from saekit.classification.plan import Plan, plan_classification
 from saekit.classification.result import ArmScore, Classification, summarize
 from saekit.classification.run import run_plan
@@ -465,13 +466,13 @@ def page(config: Config, folder: Path) -> str:
             lines.append(
                 row(f"{name} ({run})", len(result.classes), f"{result.data['n_train']:,} / {result.data['n_test']:,}",
                     short(sae.name), shown(sae.macro_f1), dense.name, shown(dense.macro_f1),
-                    shown(gap_of(result, sae), "+") + (" AUC" if result.verdict_metric == "auc" else ""), f"**{sae.verdict}**", shown(sae.control_difference, "+"),
+                    shown(gap_of(result, sae), "+") + unit_of(result), f"**{sae.verdict}**", shown(beyond(result, sae), "+") + unit_of(result),
                     sae.control_verdict, f"{result.floor.value:.3f}")
             )  # fmt: skip
     lines += [
         "",
-        "*− learned nothing*: macro-F1 minus the best of random projections, untrained SAEs and, on MiniLM, frozen-decoder SAEs (which "
-        "learn an encoder), of the same width and L0; its verdict too is of AUC where SAE − dense is. "
+        "*− learned nothing*: minus the best of random projections, untrained SAEs and, on MiniLM, frozen-decoder SAEs (which "
+        "learn an encoder), of the same width and L0. "
         "*resolves*: half the width of the interval of SAE − dense.",
         "",
         "In the paper: " + "; ".join(f"{each['name']}: {each['paper']}" for each in config["sets"]) + ".",
@@ -547,7 +548,7 @@ def family_claims(config: Config, results: Mapping[tuple[str, str], Classificati
 
 
 def families(config: Config, results: Mapping[tuple[str, str], Classification]) -> list[str]:
-    """The strongest arm of every family, and what a reader may conclude."""
+    """The strongest arms of every family, and what a reader may conclude."""
     known = searched_tables(results)
     if not known:
         return []
@@ -559,11 +560,13 @@ def families(config: Config, results: Mapping[tuple[str, str], Classification]) 
     most = max(config["ks"])
     edge = [key for key, result in known.items() for each in result.families if f"PCA {most}," in each.strongest]
     lines = [
-        "## Families, each with its strongest arm",
+        "## Families, each with its strongest arms",
         "",
-        "Representation, probe and penalty are searched within the training rows, for every family alike. Intervals hold the "
-        "choice: training rows (groups) are resampled, arm and penalty are chosen again, on both sides of a difference. *Chosen*: in "
-        "how many of these resamples it is the same arm. Where arms are chosen and compared by AUC, nothing chose the threshold "
+        "Representation, probe and penalty are searched within the training rows, for every family alike; a family is the mean of "
+        "the class probabilities of its strongest arm and of those that the training rows do not show to be worse (*and n more*; up "
+        f"to {AVERAGED} in all). Intervals hold the choice: training rows (groups) are resampled, arms and penalties are chosen again, "
+        "on both sides of a difference. *Chosen*: in how many of these resamples the same arm is the strongest. "
+        f"{averaging(known)} Where arms are chosen and compared by AUC, nothing chose the threshold "
         "that macro-F1 depends on."
         + (f" For time, fewer training rows than in the tables below: {', '.join(fewer)}." if fewer else "")
         + f" PCA keeps the most components that it may ({most}) on {len(edge)} of {len(known)} tables: with all of them it "
@@ -578,7 +581,7 @@ def families(config: Config, results: Mapping[tuple[str, str], Classification]) 
             label = f"**{each.name}**" if each.role == "sae" else each.name
             lines.append(
                 row(f"{name} ({run})", label, searched(each), f"{each.again.get(each.strongest, 0):.0%}",
-                    shown(each.macro_f1), shown(each.auc), shown(gap, "+") + (" AUC" if is_auc else ""), each.verdict)
+                    shown(each.macro_f1), shown(each.auc), shown(gap, "+") + unit_of(result), each.verdict)
             )  # fmt: skip
     lines += ["", *(f"- {name} ({run}): {result.conclusion()}" for (run, name), result in known.items()), ""]
     saes = [next(each for each in result.families if each.role == "sae") for result in known.values()]
@@ -669,7 +672,28 @@ def training(results: Mapping[tuple[str, str], Classification]) -> list[str]:
 
 def searched(family: Any) -> str:
     """What a search chose for a family: representation and probe."""
-    return str(family.strongest.rpartition(": ")[2])
+    return str(family.strongest.rpartition(": ")[2]) + more(len(family.averaged))
+
+
+def more(averaged: int) -> str:
+    """How many arms are averaged with the strongest."""
+    return f", and {averaged - 1} more" if averaged > 1 else ""
+
+
+def averaging(known: Mapping[tuple[str, str], Classification]) -> str:
+    """What averaging the arms of a family gains over its strongest arm."""
+    gains: dict[str, list[float]] = {}
+    for result in known.values():
+        for each in result.families:
+            both = getattr(each, result.verdict_metric)
+            gains.setdefault(each.name, []).append(both.value - each.alone.value)
+    every = [gain for some in gains.values() for gain in some]
+    return (
+        f"Averaging gains {np.mean(every):+.4f} over the strongest arm alone, in the metric of the verdicts, over "
+        f"{len(every)} families of all tables (more in {sum(gain > 0 for gain in every)}, less in {sum(gain < 0 for gain in every)}; "
+        + ", ".join(f"{name} {np.mean(some):+.4f}" for name, some in gains.items())
+        + "). How many are averaged at most was found on these tables."
+    )
 
 
 def context(config: Config, folder: Path) -> list[str]:
@@ -705,12 +729,13 @@ def challenge(folder: Path) -> list[str]:
     lines = [
         "## Is there a better dense baseline?",
         "",
-        f"`beat_dense.py` tries, with scikit-learn alone, on the same pooled rows; it beats the dense family where it is more "
+        f"`beat_dense.py` tries, with scikit-learn alone, on the same pooled rows; it may let two classifiers vote, as a "
+        f"family here averages arms (*strongest* of them). It beats the dense family where it is more "
         f"than {found['margin']:g} above. Intervals are over test rows, nothing refitted: where one holds 0, so few rows cannot "
         "tell it from chance. *Inner*: the scores by which both chose within the training rows, ours in 3 folds, the "
         "challenger's in 4.",
         "",
-        *heading("data set", "metric", "dense family", "test", "inner", "challenger", "test", "inner", "challenger − dense",
+        *heading("data set", "metric", "dense, strongest", "test", "inner", "challenger", "test", "inner", "challenger − dense",
                  "beaten?"),
     ]  # fmt: skip
     for each in found["sets"]:
@@ -718,7 +743,7 @@ def challenge(folder: Path) -> list[str]:
         gap = f"{each['gap']:+.3f} [{each['low']:+.3f}, {each['high']:+.3f}]"
         told = "no" if each["gap"] <= found["margin"] else "yes" if each["low"] > 0 else "yes, but within chance"
         lines.append(
-            row(f"{each['set']} ({run})", each["metric"], each["arm"].removeprefix("strongest dense: "),
+            row(f"{each['set']} ({run})", each["metric"], each["arm"].removeprefix("strongest dense: ") + more(each["averaged"]),
                 f"{each['dense']:.3f}", f"{each['dense_inner']:.3f}", each["chose"], f"{each['challenger']:.3f}",
                 f"{each['challenger_inner']:.3f}", gap, told)
         )  # fmt: skip
@@ -728,6 +753,16 @@ def challenge(folder: Path) -> list[str]:
 def gap_of(result: Classification, arm: ArmScore) -> Measured:
     """An arm minus the best dense one, in the metric of the verdicts."""
     return arm.auc_difference if result.verdict_metric == "auc" else arm.difference
+
+
+def beyond(result: Classification, arm: ArmScore) -> Measured | None:
+    """An arm minus the best dictionary that learned nothing, in the metric of the verdicts."""
+    return arm.control_auc_difference if result.verdict_metric == "auc" else arm.control_difference
+
+
+def unit_of(result: Classification) -> str:
+    """What a difference is of, where it is not macro-F1."""
+    return " AUC" if result.verdict_metric == "auc" else ""
 
 
 def short(name: str) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score, roc_auc_score
 
 from fixtures.worded_classes import COMMON, plan_of, run
 from saekit.classification.arms import Arm
 from saekit.classification.choices import RESAMPLES
-from saekit.classification.families import family_scores, resampled
+from saekit.classification.families import AVERAGED, _Family, _Option, _options, _Part, family_scores, resampled
 from saekit.classification.fit import fit_arm, predict_arm
 from saekit.classification.result import Classification
 from saekit.classification.run import judged
@@ -114,8 +115,11 @@ def test_families_of_a_run(full_run):
         assert sum(each.again.values()) == pytest.approx(1)
         inside = ": " not in each.strongest or arm.chosen[0]["arm"] == each.strongest.split(": ")[1]
         if inside:
-            assert each.macro_f1.value == pytest.approx(arm.macro_f1.value)
-            assert each.macro_f1.low <= arm.macro_f1.low + 1e-9  # type: ignore[operator]
+            assert each.alone is not None
+            assert each.alone.value == pytest.approx(getattr(arm, result.verdict_metric).value)
+            assert each.alone.low <= getattr(arm, result.verdict_metric).low + 1e-9  # type: ignore[operator]
+        assert 1 <= len(each.averaged) <= AVERAGED
+        assert each.strongest in each.averaged
     base = next(each for each in result.families if each.name == each.baseline)
     assert (base.difference.value, base.verdict) == (0.0, "equivalent")
     sae = result.families[-1]
@@ -129,6 +133,8 @@ def test_families_of_a_run(full_run):
     assert f"({control.name})" in result.conclusion()
     assert "Families of classifiers" in render([result])
     assert result.families_table()[1][0] == "TF-IDF"
+    for each, line in zip(result.families, result.families_table()[1:]):
+        assert (f"and {len(each.averaged) - 1} more" in line[1]) == (len(each.averaged) > 1)
     assert Classification.from_json(result.to_json()) == result
 
 
@@ -141,9 +147,10 @@ def test_results_without_families_still_load(full_run):
     assert "Families" not in render([old])
     before = result.to_json()  # as of a build that did not compare the SAE with what learned nothing
     for family in before["families"]:
-        for name in ("control", "control_difference", "control_verdict"):
+        for name in ("control", "control_difference", "control_verdict", "averaged", "alone"):
             del family[name]
     assert Classification.from_json(before).families[-1].control is None
+    assert "the mean of" not in render([Classification.from_json(before)])
 
 
 def test_the_choice_is_made_again_where_groups_are_drawn(full_run):
@@ -168,8 +175,65 @@ def test_an_uncertain_choice_widens_the_interval(lm, sae, rows):
             option["inner"] = 0.5
     loose = {each.name: each for each in family_scores(found)}
     assert len(loose["SAE"].again) > len(certain["SAE"].again)
-    assert width(loose["SAE"].macro_f1) > 1.1 * width(certain["SAE"].macro_f1)
-    assert width(loose["SAE"].difference) > 1.1 * width(certain["SAE"].difference)
+    assert width(loose["SAE"].alone) > 1.1 * width(certain["SAE"].alone)
+    assert width(loose["SAE"].alone) > 1.1 * width(loose["SAE"].macro_f1)  # a mean depends less on what is chosen
+
+
+def test_a_family_is_the_mean_of_its_likeliest_arms(full_run):
+    """Macro-F1 and AUC by scikit-learn, from the probabilities of what is said to be averaged."""
+    plan, result = full_run
+    found = judged(plan, silent)
+    several = 0
+    for each in result.families:
+        jobs = [job for job in plan.jobs if job.arm.name in {name.split(": ")[0] for name in each.averaged}]
+        options = [option for job in jobs for option in _options(found, job, 0)]
+        best = {}  # of every arm the hyperparameter with the highest inner score that could be chosen
+        for option in sorted(options, key=lambda option: -option.inner):
+            best.setdefault(option.name, option)
+        mean = np.mean([best[name].probabilities for name in each.averaged], axis=0)
+        y = plan.data.y[plan.parts[0][0][1]]
+        assert each.macro_f1.value == pytest.approx(f1_score(y, mean.argmax(1), average="macro"))
+        assert each.auc.value == pytest.approx(roc_auc_score(y, mean[:, 1]))
+        several += len(each.averaged) > 1
+    assert several >= 1
+
+
+def option(family: str, name: str) -> _Option:
+    return _Option(family, name, 0.0, np.zeros(1), np.zeros((1, 2)))
+
+
+def test_what_is_averaged():
+    """Different arms that are not shown to be worse than the best, the best first, four at most."""
+    columns = {  # score on the rows as they are, how much resamples change it
+        "first": (0.60, 0.0), "first again": (0.595, 0.01), "near": (0.59, 0.01), "weak": (0.50, 0.01),
+        "uncertain": (0.40, 0.10), "third": (0.58, 0.01), "fifth": (0.575, 0.01),
+    }  # fmt: skip
+    generator = np.random.default_rng(0)
+    scores = np.stack([value + noise * generator.normal(size=201) for value, noise in columns.values()], axis=1)
+    scores[0] = [value for value, _ in columns.values()]
+    scores[1] = scores[0]
+    scores[1, 1] = 0.7
+    names = [name.removesuffix(" again") for name in columns]
+    part = _Part([option("dense", name) for name in names], scores)
+    as_it_is, resample, *others = part.mixtures("dense")
+    assert [names[at] for at in as_it_is] == ["first", "near", "third", "fifth"]
+    assert resample[0] == 1  # the other hyperparameter: the arm counts once
+    assert 0 not in resample
+    few = _Part(part.options[:5], scores[:, :5])
+    assert [names[at] for at in few.mixtures("dense")[0]] == ["first", "near", "uncertain"]
+    for row, each in zip(scores[2:], others):
+        assert each[0] == row.argmax()
+        assert len({names[at] for at in each}) == len(each) <= AVERAGED
+
+
+def test_the_best_family_is_chosen_by_its_best_arm():
+    """And is then all that it averages, with nothing of another family."""
+    options = [option("TF-IDF", "words"), option("dense", "mean"), option("dense", "max")]
+    part = _Part(options, np.array([[0.5, 0.6, 0.58], [0.7, 0.6, 0.58], [0.5, 0.58, 0.6]]))
+    each = [_Family(name, [part], [part.mixtures(name)], None) for name in ("TF-IDF", "dense")]
+    best = _Family.best_of(each)
+    assert best.mixtures == [[(1, 2), (0,), (2, 1)]]
+    assert (best.most_chosen, best.alone.mixtures) == ("dense", [[(1,), (0,), (2,)]])
 
 
 def width(measured: Measured) -> float:

@@ -52,7 +52,10 @@ def test_every_arm_is_there_with_intervals_and_verdicts(full_run):
         assert arm.shuffled_auc is not None
     assert result.arm("majority").auc.value == 0.5
     assert result.arm("SAE sum").auc.value > 0.8
-    assert result.arm(result.best_control).control_difference.value == 0.0
+    control = result.arm(result.best_control)
+    assert (control.control_difference.value, control.control_auc_difference.value) == (0.0, 0.0)
+    for arm in result.arms:
+        assert arm.control_auc_difference.value == pytest.approx(arm.auc.value - control.auc.value)
     assert result.settings["intervals"]["unit"] == "groups"
     assert 0 < result.floor.value < 0.5
     assert any("fewer than 50 test rows" in warning.message for warning in result.warnings)
@@ -113,6 +116,18 @@ def test_a_report_shows_differences_of_what_verdicts_are_of(full_run, metric, na
     (table,) = [each for section in sections for each in section.tables if f"{name} − best dense" in each.columns]
     shown = [row[table.columns.index(f"{name} − best dense")].text for row in table.rows]
     assert shown == [measured_cell(arm[gap], where=gap, spec="+.3f").text for arm in plain["arms"]]
+    shown = [row[table.columns.index(f"{name} − best control")].text for row in table.rows]
+    assert shown == [measured_cell(arm[f"control_{gap}"], where=gap, spec="+.3f").text for arm in plain["arms"]]
+
+
+def test_an_older_file_shows_what_it_has(full_run):
+    plain = full_run[1].to_json()
+    for arm in plain["arms"]:
+        del arm["control_auc_difference"]
+    assert Classification.from_json(plain).arms[0].control_auc_difference is None
+    sections = classification_sections({**plain, "settings": {**plain["settings"], "metric": "auc"}})
+    (table,) = [each for section in sections for each in section.tables if "AUC − best dense" in each.columns]
+    assert "macro-F1 − best control" in table.columns
 
 
 def test_frames_have_a_row_per_arm(full_run):

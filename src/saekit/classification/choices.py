@@ -31,10 +31,10 @@ def resampled_rows(groups: np.ndarray | None, n_rows: int, seed: Sequence[int]) 
     return np.concatenate([np.ones((1, n_rows)), drawn[:, units]]).astype(np.float32)
 
 
-def chosen_again(
+def scores_again(
     y: np.ndarray, inner: Sequence[float], labels: Sequence[np.ndarray], weights: np.ndarray, metric: str
 ) -> np.ndarray:
-    """Return which option is chosen under each row of weights, ``int64 [n_weights]``: the first of equals.
+    """Return the scores of options in the inner folds under each row of weights, ``float64 [n_weights, n_options]``.
 
     The score of an option is its mean over the inner folds, moved by what the weights change of the score of all that
     the inner folds said.
@@ -54,15 +54,16 @@ def chosen_again(
     """
     score = {"auc": auc_of, "macro_f1": macro_f1_of}[metric]
     again = np.stack([score(y, each, weights) for each in labels], axis=1)
-    return np.asarray((np.asarray(inner) + again - again[:1]).argmax(1))
+    return np.asarray(inner) + again - again[:1]
 
 
-def likeliest(chosen: np.ndarray, n: int) -> list[int]:
-    """Return up to `n` options: that of the rows as they are, then those chosen most often, the first of equals.
+def likeliest(scores: np.ndarray, n: int) -> list[int]:
+    """Return up to `n` options: the best on the rows as they are, then those that most often are, the first of equals.
 
-    >>> likeliest(np.array([2, 0, 1, 1, 2, 5]), 3)
+    >>> likeliest(np.eye(6)[[2, 0, 1, 1, 2, 5]], 3)
     [2, 1, 0]
     """
+    chosen = scores.argmax(1)
     options, counts = np.unique(chosen, return_counts=True)
     others = sorted(zip(-counts, options))
     return [int(chosen[0]), *(int(option) for _, option in others if option != chosen[0])][:n]

@@ -23,7 +23,7 @@ from ..errors import ConfigError, InputError
 from ..inputs.split import INNER, balanced_folds, check_folds, draw_rows
 from ..measure.paired_scores import Predictions
 from .arms import Arm
-from .choices import chosen_again, likeliest, resampled_rows
+from .choices import likeliest, resampled_rows, scores_again
 from .probes import PROBES, WIDE, WIDEST, Grid, at_the_edge, fit_probe
 from .settings import Budget
 from .solvers import Rows, leading, narrowed, widen
@@ -164,7 +164,7 @@ def _fit_likeliest(
     if budget.finalists > 1:
         said = [each.labels for _, each in options if each.labels is not None]
         weights = resampled_rows(groups, len(y), (_seed(budget), 37))
-        again = chosen_again(y, [each.score for _, each in options], said, weights, metric)
+        again = scores_again(y, [each.score for _, each in options], said, weights, metric)
         kept = sorted(likeliest(again, budget.finalists))
     ready: dict[tuple[Any, ...], Ready] = {}
     fitted = []

@@ -37,8 +37,10 @@ class ArmScore(ComparedArm):
     brier: Measured
     control_difference: Measured
     """Macro-F1 minus that of the best dictionary that learned nothing or was frozen."""
+    control_auc_difference: Measured | None = None
+    """AUC minus that of the same; None in older files."""
     control_verdict: str
-    """Verdict of it at the margin; like `verdict` of macro-F1, or of AUC where ``settings["metric"]`` is ``auc``."""
+    """Verdict at the margin; like `verdict` of macro-F1, or of AUC where ``settings["metric"]`` is ``auc``."""
     p: float | None
     """Two-sided p-value of no difference of macro-F1: from the paired jackknife, in nested cross-validation from Nadeau
     and Bengio's corrected t over the folds (``settings["p_values"]``); None without one."""
@@ -65,7 +67,10 @@ class ArmScore(ComparedArm):
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyScore:
-    """A family of arms: the strongest is chosen within the training rows, and the choice is part of the interval."""
+    """A family of arms: its strongest are chosen within the training rows, and the choice is part of the interval.
+
+    Scores are of the mean of the class probabilities of up to four arms that could be the strongest.
+    """
 
     __repr__ = brief
 
@@ -97,6 +102,11 @@ class FamilyScore:
     """For the SAE: the metric of the verdicts, minus that of the best of those families, both choices included."""
     control_verdict: str = ""
     """Verdict of that difference: whether its training makes an SAE a better classifier."""
+    averaged: dict[str, int] = field(default_factory=dict)
+    """Arms whose class probabilities are averaged, each with the number of outer folds; empty in older files, which
+    have the scores of the strongest arm."""
+    alone: Measured | None = None
+    """The strongest arm alone, in the metric of the verdicts; None in older files."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +190,10 @@ class Classification(ArmsResult):
         return lines
 
     def families_table(self) -> list[list[str]]:
-        """Rows of text, headings first: every family with its strongest arm, minus the best baseline family."""
+        """Rows of text, headings first: every family with its strongest arm, minus the best baseline family.
+
+        ``and 2 more``: the scores are of the mean of its probabilities and those of two other arms.
+        """
         is_auc = self.verdict_metric == "auc"
         gap = f"{'AUC' if is_auc else 'macro-F1'} − best non-SAE"
         lines = [["family", "strongest arm", "chosen", "macro-F1", "AUC", gap, "verdict"]]
@@ -191,7 +204,8 @@ class Classification(ArmsResult):
             if sum(each.chosen.values()) > 1:
                 chosen = f"{each.chosen[each.strongest]} of {sum(each.chosen.values())} folds, {chosen}"
             numbers = (f"{each.macro_f1:.3f}", f"{each.auc:.3f}", shown)
-            lines.append([each.name, each.strongest, chosen, *numbers, each.verdict or "–"])
+            more = f", and {len(each.averaged) - 1} more" if len(each.averaged) > 1 else ""
+            lines.append([each.name, each.strongest + more, chosen, *numbers, each.verdict or "–"])
         return lines
 
     def conclusion(self) -> str:

@@ -221,6 +221,7 @@ def _arm_score(
         auc_difference=gaps["dense"]["auc"],
         verdict=verdicts[0],
         control_difference=gaps["control"]["macro_f1"],
+        control_auc_difference=gaps["control"]["auc"],
         control_verdict=verdicts[1],
         p=None if math.isnan(p[0]) else p[0], p_holm=None if math.isnan(p[1]) else p[1],
         inner=facts["inner"], shuffled_auc=chance[0],

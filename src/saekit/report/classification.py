@@ -44,11 +44,13 @@ def classification(result: Result) -> list[Section]:
     def name(arm: Arm) -> Cell:
         return Cell(arm["name"], note="; ".join(arm["notes"]), is_strong=arm["name"] in best)
 
+    is_auc = decides == "AUC" and all(arm.get("control_auc_difference") for arm in result["arms"])  # not in older files
+    control = ("AUC", "control_auc_difference") if is_auc else ("macro-F1", "control_difference")
     columns = (
         ("", name), *_SCORES, ("balanced accuracy", measured_as("balanced_accuracy", ".3f")),
         ("Brier", measured_as("brier", ".3f")),
         (f"{decides} − best dense", measured_as("auc_difference" if decides == "AUC" else "difference", "+.3f")),
-        ("verdict", "verdict"), ("macro-F1 − best control", measured_as("control_difference", "+.3f")),
+        ("verdict", "verdict"), (f"{control[0]} − best control", measured_as(control[1], "+.3f")),
         ("verdict", "control_verdict"), ("shuffled AUC", measured_as("shuffled_auc", ".2f")),
     )  # fmt: skip
     about = no_intervals(arm["macro_f1"] for arm in result["arms"])
@@ -75,14 +77,21 @@ def _families(result: Result) -> list[Section]:
     def chosen(family: Arm) -> Cell:
         return Cell(f"{family['again'].get(family['strongest'], 0.0):.0%}", note=text_cell(list(family["again"])).text)
 
-    columns = (
-        ("", "name"), ("strongest arm", "strongest"), ("chosen on resamples", chosen), *_SCORES,
+    def averaged(family: Arm) -> Cell:
+        return Cell(str(len(family["averaged"])), note=text_cell(list(family["averaged"])).text)
+
+    is_mean = any(family.get("averaged") for family in result["families"])  # not in older files
+    columns: list[tuple[str, str | Callable[[Any], Cell]]] = [
+        ("", "name"), ("strongest arm", "strongest"), ("chosen on resamples", chosen), ("averaged", averaged), *_SCORES,
         ("− best non-SAE", measured_as(gap, "+.3f")), ("verdict", "verdict"),
-    )  # fmt: skip
+    ]  # fmt: skip
+    if not is_mean:
+        columns.remove(("averaged", averaged))
     from ..classification.result import Classification
 
+    what = "the mean of the class probabilities of its strongest arms" if is_mean else "its strongest arm"
     intro = (
-        f"{Classification.from_json(dict(result)).conclusion()} Every family is its strongest arm: representation, "
+        f"{Classification.from_json(dict(result)).conclusion()} Every family is {what}: representation, "
         "probe and penalty are chosen within the training rows, for baselines, controls and SAEs alike. The intervals "
         "hold the uncertainty of these choices, which are made again on resampled training rows."
     )
