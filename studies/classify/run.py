@@ -29,7 +29,7 @@ import numpy as np
 from selected_alignment import decoder_alignment, selected_alignment
 
 import saekit as sk
-from saekit.classification.families import AVERAGED
+from saekit.classification.arms import VOTERS
 from saekit.classification.plan import Plan, plan_classification
 from saekit.classification.result import ArmScore, Classification, summarize
 from saekit.classification.run import run_plan
@@ -548,7 +548,7 @@ def family_claims(config: Config, results: Mapping[tuple[str, str], Classificati
 
 
 def families(config: Config, results: Mapping[tuple[str, str], Classification]) -> list[str]:
-    """The strongest arms of every family, and what a reader may conclude."""
+    """The strongest arm of every family, and what a reader may conclude."""
     known = searched_tables(results)
     if not known:
         return []
@@ -560,13 +560,12 @@ def families(config: Config, results: Mapping[tuple[str, str], Classification]) 
     most = max(config["ks"])
     edge = [key for key, result in known.items() for each in result.families if f"PCA {most}," in each.strongest]
     lines = [
-        "## Families, each with its strongest arms",
+        "## Families, each with its strongest arm",
         "",
-        "Representation, probe and penalty are searched within the training rows, for every family alike; a family is the mean of "
-        "the class probabilities of its strongest arm and of those that the training rows do not show to be worse (*and n more*; up "
-        f"to {AVERAGED} in all). Intervals hold the choice: training rows (groups) are resampled, arms and penalties are chosen again, "
-        "on both sides of a difference. *Chosen*: in how many of these resamples the same arm is the strongest. "
-        f"{averaging(known)} Where arms are chosen and compared by AUC, nothing chose the threshold "
+        "Representation, probe and penalty are searched within the training rows, for every family alike, and so is whether up to "
+        f"{VOTERS} of them vote (*a & b*: the mean of their class probabilities). Intervals hold the choice: training rows (groups) are "
+        "resampled, arm, penalty and vote are chosen again, on both sides of a difference. *Chosen*: in how many of these resamples it "
+        f"is the same arm or vote.{voting(known)} Where arms are chosen and compared by AUC, nothing chose the threshold "
         "that macro-F1 depends on."
         + (f" For time, fewer training rows than in the tables below: {', '.join(fewer)}." if fewer else "")
         + f" PCA keeps the most components that it may ({most}) on {len(edge)} of {len(known)} tables: with all of them it "
@@ -672,27 +671,27 @@ def training(results: Mapping[tuple[str, str], Classification]) -> list[str]:
 
 def searched(family: Any) -> str:
     """What a search chose for a family: representation and probe."""
-    return str(family.strongest.rpartition(": ")[2]) + more(len(family.averaged))
+    return str(family.strongest.rpartition(": ")[2])
 
 
-def more(averaged: int) -> str:
-    """How many arms are averaged with the strongest."""
-    return f", and {averaged - 1} more" if averaged > 1 else ""
-
-
-def averaging(known: Mapping[tuple[str, str], Classification]) -> str:
-    """What averaging the arms of a family gains over its strongest arm."""
+def voting(known: Mapping[tuple[str, str], Classification]) -> str:
+    """What votes gain over the strongest arm alone, the one that the inner folds prefer among those that do not vote."""
     gains: dict[str, list[float]] = {}
     for result in known.values():
         for each in result.families:
-            both = getattr(each, result.verdict_metric)
-            gains.setdefault(each.name, []).append(both.value - each.alone.value)
+            arm = result.arm(each.strongest.partition(": ")[0])
+            if " & " in each.strongest:
+                gap = getattr(each, result.verdict_metric).value - getattr(arm, result.verdict_metric).value
+                gains.setdefault(each.name, []).append(gap)
     every = [gain for some in gains.values() for gain in some]
+    if not every:
+        return ""
+    total = sum(len(result.families) for result in known.values())
     return (
-        f"Averaging gains {np.mean(every):+.4f} over the strongest arm alone, in the metric of the verdicts, over "
-        f"{len(every)} families of all tables (more in {sum(gain > 0 for gain in every)}, less in {sum(gain < 0 for gain in every)}; "
+        f" Votes are chosen in {len(every)} of {total} cases; there they gain {np.mean(every):+.4f} over the best arm alone, in the "
+        f"metric of the verdicts (more in {sum(gain > 0 for gain in every)}, less in {sum(gain < 0 for gain in every)}; "
         + ", ".join(f"{name} {np.mean(some):+.4f}" for name, some in gains.items())
-        + "). How many are averaged at most was found on these tables."
+        + ")."
     )
 
 
@@ -730,12 +729,12 @@ def challenge(folder: Path) -> list[str]:
         "## Is there a better dense baseline?",
         "",
         f"`beat_dense.py` tries, with scikit-learn alone, on the same pooled rows; it may let two classifiers vote, as a "
-        f"family here averages arms (*strongest* of them). It beats the dense family where it is more "
+        f"family may here. It beats the dense family where it is more "
         f"than {found['margin']:g} above. Intervals are over test rows, nothing refitted: where one holds 0, so few rows cannot "
         "tell it from chance. *Inner*: the scores by which both chose within the training rows, ours in 3 folds, the "
         "challenger's in 4.",
         "",
-        *heading("data set", "metric", "dense, strongest", "test", "inner", "challenger", "test", "inner", "challenger − dense",
+        *heading("data set", "metric", "dense family", "test", "inner", "challenger", "test", "inner", "challenger − dense",
                  "beaten?"),
     ]  # fmt: skip
     for each in found["sets"]:
@@ -743,7 +742,7 @@ def challenge(folder: Path) -> list[str]:
         gap = f"{each['gap']:+.3f} [{each['low']:+.3f}, {each['high']:+.3f}]"
         told = "no" if each["gap"] <= found["margin"] else "yes" if each["low"] > 0 else "yes, but within chance"
         lines.append(
-            row(f"{each['set']} ({run})", each["metric"], each["arm"].removeprefix("strongest dense: ") + more(each["averaged"]),
+            row(f"{each['set']} ({run})", each["metric"], each["arm"].removeprefix("strongest dense: "),
                 f"{each['dense']:.3f}", f"{each['dense_inner']:.3f}", each["chose"], f"{each['challenger']:.3f}",
                 f"{each['challenger_inner']:.3f}", gap, told)
         )  # fmt: skip

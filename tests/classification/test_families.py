@@ -9,8 +9,8 @@ from sklearn.metrics import f1_score, roc_auc_score
 from fixtures.worded_classes import COMMON, plan_of, run
 from saekit.classification.arms import Arm
 from saekit.classification.choices import RESAMPLES
-from saekit.classification.families import AVERAGED, _Family, _Option, _options, _Part, family_scores, resampled
-from saekit.classification.fit import fit_arm, predict_arm
+from saekit.classification.families import family_scores, resampled
+from saekit.classification.fit import Tuned, _votes, fit_arm, inner_folds, predict_arm, tune_arm
 from saekit.classification.result import Classification
 from saekit.classification.run import judged
 from saekit.classification.settings import Budget
@@ -28,9 +28,9 @@ def noise(n: int, seed: int, *, width: int = 40) -> dict[str, np.ndarray]:
     return {name: generator.normal(size=(n, width)).astype(np.float32) for name in "abc"}
 
 
-def search(features: str = "abc", probes: tuple[str, ...] = PROBES) -> Arm:
+def search(features: str = "abc", probes: tuple[str, ...] = PROBES, voters: int = 0) -> Arm:
     candidates = tuple(Arm(f"{f}, {p}", "dense", f, probe=p) for f in features for p in probes)
-    return Arm("strongest", "strongest", probe="search", candidates=candidates)
+    return Arm("strongest", "strongest", probe="search", candidates=candidates, voters=voters)
 
 
 @pytest.mark.parametrize("probe", PROBES)
@@ -84,6 +84,84 @@ def test_another_hyperparameter_could_have_been_chosen(metric):
     assert fit_arm(arm, x, y, budget=Budget(finalists=1)).finalists == ()
 
 
+def half_told(metric: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Every feature tells a part of the classes: together they tell more."""
+    X, y = noise(240, 3, width=12), np.arange(240) % (2 if metric == "auc" else 3)
+    for at, name in enumerate("abc"):
+        X[name][:, 0] += 1.2 * (y == at % (y.max() + 1))
+    return X, y
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "auc"])
+def test_a_vote_is_the_mean_of_its_arms_in_the_inner_folds_too(metric):
+    """Its score is that of the mean of what its arms say, each fitted by itself, to rows that they have not seen."""
+    (X, y), budget = half_told(metric), Budget(C=(0.1, 1.0), widen=0, keep=None, finalists=60)
+    fitted = fit_arm(search(probes=("logistic", "balanced", "lda"), voters=4), X, y, budget=budget, metric=metric)
+    votes = [each for each in fitted.finalists if each.voters]
+    assert 1 <= len(votes) <= 3
+    assert not fitted.voters  # what is saved, and shuffled, is one arm
+    assert max(each.inner_score for each in votes) > fitted.inner_score
+    for vote in votes:
+        assert vote.voters[0].chosen == fitted.chosen
+        assert len({each.chosen["arm"] for each in vote.voters}) == len(vote.voters) <= 4
+        found = [predict_arm(each, X, y.max() + 1).probabilities for each in vote.voters]
+        assert predict_arm(vote, X, y.max() + 1).probabilities == pytest.approx(np.mean(found, axis=0))
+        scores = []
+        for train, rest in inner_folds(y, None, budget):
+            within = {name: x[train] for name, x in X.items()}
+            arms = [fit_arm(search(), within, y[train], budget=budget, chosen=each.chosen) for each in vote.voters]
+            outside = {name: x[rest] for name, x in X.items()}
+            said = np.mean([predict_arm(each, outside, y.max() + 1).probabilities for each in arms], axis=0)
+            by_class = f1_score(y[rest], said.argmax(1), average="macro")
+            scores.append(roc_auc_score(y[rest], said[:, 1]) if metric == "auc" else by_class)
+        assert vote.inner_score == pytest.approx(np.mean(scores), abs=2e-3)  # C goes on from fit to fit there
+
+
+@pytest.mark.parametrize("probe", [*PROBES, "tree"])
+def test_what_votes_are_probabilities_of_what_the_inner_folds_say(probe):
+    """Of decision values too: ridge and support vectors have nothing else."""
+    X, y = half_told("macro_f1")
+    arm = Arm("x", "dense", "x", probe=probe)
+    tuned = tune_arm(arm, X["a"], y, inner_folds(y, None, QUICK), QUICK, votes=True)
+    said = tuned.probabilities
+    assert said is not None
+    assert said.sum(1) == pytest.approx(1, abs=1e-5)
+    assert (said.argmax(1) == tuned.labels).all()
+    assert (said.argmax(1) == y).mean() > 0.4
+    if probe != "tree":  # its leaves are certain
+        assert -np.log(said[np.arange(len(y)), y]).mean() < np.log(3)
+    assert tune_arm(arm, X["a"], y, inner_folds(y, None, QUICK), QUICK).probabilities is None
+
+
+def test_an_arm_is_joined_by_the_one_that_helps_it_most():
+    """Not by the next best one, which errs where it errs."""
+    y = np.arange(40) % 2
+    wrong = {"best, lda": range(8), "alike, lda": range(10), "other, lda": range(20, 34)}
+    tuned = []
+    for name, rows in wrong.items():
+        sure = np.where(np.isin(np.arange(40), rows), 0.4, 0.9)  # of the class: little is wrong where it is
+        said = np.stack([np.where(y == 0, sure, 1 - sure), np.where(y == 1, sure, 1 - sure)], axis=1)
+        folds = [(np.arange(20, 40), np.arange(20)), (np.arange(20), np.arange(20, 40))]
+        score = float(np.mean([f1_score(y[rows], said[rows].argmax(1), average="macro") for _, rows in folds]))
+        tuned.append((Arm(name, "dense", "x", probe="lda"), Tuned({"arm": name}, score, probabilities=said)))
+    votes = _votes(tuned, y, folds, 4, "macro_f1")
+    assert [each.name for each in votes] == ["best, lda & other, lda", "best, lda & other, lda & alike, lda"]
+    assert votes[0].score == 1.0
+    assert (votes[0].labels == y).all()
+
+
+def test_arms_that_do_not_vote_are_what_they_were():
+    """Their fits are found again by what they are."""
+    plain = search()
+    assert "voters" not in plain.to_json()
+    assert "voters" not in plain.candidates[0].to_json()
+    assert search(voters=4).to_json() == {**plain.to_json(), "voters": 4}
+    X, y = half_told("macro_f1")
+    one, other = (fit_arm(each, X, y, budget=QUICK) for each in (plain, search(voters=4)))
+    assert one.chosen == other.chosen
+    assert not any(each.voters for each in one.finalists)
+
+
 def test_all_representations_can_be_asked_for():
     """One that ridge cannot see is left out by default, and found without screening."""
     X, y = noise(240, 2), np.arange(240) % 2
@@ -115,11 +193,8 @@ def test_families_of_a_run(full_run):
         assert sum(each.again.values()) == pytest.approx(1)
         inside = ": " not in each.strongest or arm.chosen[0]["arm"] == each.strongest.split(": ")[1]
         if inside:
-            assert each.alone is not None
-            assert each.alone.value == pytest.approx(getattr(arm, result.verdict_metric).value)
-            assert each.alone.low <= getattr(arm, result.verdict_metric).low + 1e-9  # type: ignore[operator]
-        assert 1 <= len(each.averaged) <= AVERAGED
-        assert each.strongest in each.averaged
+            assert each.macro_f1.value == pytest.approx(arm.macro_f1.value)
+            assert each.macro_f1.low <= arm.macro_f1.low + 1e-9  # type: ignore[operator]
     base = next(each for each in result.families if each.name == each.baseline)
     assert (base.difference.value, base.verdict) == (0.0, "equivalent")
     sae = result.families[-1]
@@ -133,8 +208,6 @@ def test_families_of_a_run(full_run):
     assert f"({control.name})" in result.conclusion()
     assert "Families of classifiers" in render([result])
     assert result.families_table()[1][0] == "TF-IDF"
-    for each, line in zip(result.families, result.families_table()[1:]):
-        assert (f"and {len(each.averaged) - 1} more" in line[1]) == (len(each.averaged) > 1)
     assert Classification.from_json(result.to_json()) == result
 
 
@@ -147,10 +220,9 @@ def test_results_without_families_still_load(full_run):
     assert "Families" not in render([old])
     before = result.to_json()  # as of a build that did not compare the SAE with what learned nothing
     for family in before["families"]:
-        for name in ("control", "control_difference", "control_verdict", "averaged", "alone"):
+        for name in ("control", "control_difference", "control_verdict"):
             del family[name]
     assert Classification.from_json(before).families[-1].control is None
-    assert "the mean of" not in render([Classification.from_json(before)])
 
 
 def test_the_choice_is_made_again_where_groups_are_drawn(full_run):
@@ -175,65 +247,8 @@ def test_an_uncertain_choice_widens_the_interval(lm, sae, rows):
             option["inner"] = 0.5
     loose = {each.name: each for each in family_scores(found)}
     assert len(loose["SAE"].again) > len(certain["SAE"].again)
-    assert width(loose["SAE"].alone) > 1.1 * width(certain["SAE"].alone)
-    assert width(loose["SAE"].alone) > 1.1 * width(loose["SAE"].macro_f1)  # a mean depends less on what is chosen
-
-
-def test_a_family_is_the_mean_of_its_likeliest_arms(full_run):
-    """Macro-F1 and AUC by scikit-learn, from the probabilities of what is said to be averaged."""
-    plan, result = full_run
-    found = judged(plan, silent)
-    several = 0
-    for each in result.families:
-        jobs = [job for job in plan.jobs if job.arm.name in {name.split(": ")[0] for name in each.averaged}]
-        options = [option for job in jobs for option in _options(found, job, 0)]
-        best = {}  # of every arm the hyperparameter with the highest inner score that could be chosen
-        for option in sorted(options, key=lambda option: -option.inner):
-            best.setdefault(option.name, option)
-        mean = np.mean([best[name].probabilities for name in each.averaged], axis=0)
-        y = plan.data.y[plan.parts[0][0][1]]
-        assert each.macro_f1.value == pytest.approx(f1_score(y, mean.argmax(1), average="macro"))
-        assert each.auc.value == pytest.approx(roc_auc_score(y, mean[:, 1]))
-        several += len(each.averaged) > 1
-    assert several >= 1
-
-
-def option(family: str, name: str) -> _Option:
-    return _Option(family, name, 0.0, np.zeros(1), np.zeros((1, 2)))
-
-
-def test_what_is_averaged():
-    """Different arms that are not shown to be worse than the best, the best first, four at most."""
-    columns = {  # score on the rows as they are, how much resamples change it
-        "first": (0.60, 0.0), "first again": (0.595, 0.01), "near": (0.59, 0.01), "weak": (0.50, 0.01),
-        "uncertain": (0.40, 0.10), "third": (0.58, 0.01), "fifth": (0.575, 0.01),
-    }  # fmt: skip
-    generator = np.random.default_rng(0)
-    scores = np.stack([value + noise * generator.normal(size=201) for value, noise in columns.values()], axis=1)
-    scores[0] = [value for value, _ in columns.values()]
-    scores[1] = scores[0]
-    scores[1, 1] = 0.7
-    names = [name.removesuffix(" again") for name in columns]
-    part = _Part([option("dense", name) for name in names], scores)
-    as_it_is, resample, *others = part.mixtures("dense")
-    assert [names[at] for at in as_it_is] == ["first", "near", "third", "fifth"]
-    assert resample[0] == 1  # the other hyperparameter: the arm counts once
-    assert 0 not in resample
-    few = _Part(part.options[:5], scores[:, :5])
-    assert [names[at] for at in few.mixtures("dense")[0]] == ["first", "near", "uncertain"]
-    for row, each in zip(scores[2:], others):
-        assert each[0] == row.argmax()
-        assert len({names[at] for at in each}) == len(each) <= AVERAGED
-
-
-def test_the_best_family_is_chosen_by_its_best_arm():
-    """And is then all that it averages, with nothing of another family."""
-    options = [option("TF-IDF", "words"), option("dense", "mean"), option("dense", "max")]
-    part = _Part(options, np.array([[0.5, 0.6, 0.58], [0.7, 0.6, 0.58], [0.5, 0.58, 0.6]]))
-    each = [_Family(name, [part], [part.mixtures(name)], None) for name in ("TF-IDF", "dense")]
-    best = _Family.best_of(each)
-    assert best.mixtures == [[(1, 2), (0,), (2, 1)]]
-    assert (best.most_chosen, best.alone.mixtures) == ("dense", [[(1,), (0,), (2,)]])
+    assert width(loose["SAE"].macro_f1) > 1.1 * width(certain["SAE"].macro_f1)
+    assert width(loose["SAE"].difference) > 1.1 * width(certain["SAE"].difference)
 
 
 def width(measured: Measured) -> float:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 FAMILIES = ("floor", "words", "dense", "reduced", "control", "sae")
 
+VOTERS = 4
+"""Number of arms that may vote together at most in the search of a family."""
+
 PIXEL_COMPONENTS = 64
 """Principal components of the pixels in the arm of pixels."""
 
@@ -54,6 +57,8 @@ class Arm:
         What else tables say about it: layer, latents, ...
     candidates
         Arms that a search chooses from, within the training rows; empty for others.
+    voters
+        Number of them that may vote together.
     """
 
     name: str
@@ -68,6 +73,7 @@ class Arm:
     about: Mapping[str, Any] = field(default_factory=dict)
     scores: tuple[float, ...] | None = field(default=None, repr=False)
     candidates: tuple[Arm, ...] = field(default=(), repr=False)
+    voters: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -97,8 +103,9 @@ class Arm:
     def to_json(self) -> dict[str, Any]:
         """Return everything that its result depends on, besides data and budget."""
         plain = asdict(self)
-        if plain["scores"] is None:
-            del plain["scores"]
+        for name in ("scores", "voters"):  # arms without them are what they were
+            if not plain[name]:
+                del plain[name]
         candidates = [each.to_json() for each in self.candidates]
         return {**plain, "steps": list(self.steps), "about": dict(self.about), "candidates": candidates}
 
@@ -169,8 +176,9 @@ def _search(name: str, representations: Sequence[Arm], settings: ClassifierSetti
     )
     first = representations[0]
     return Arm(
-        f"strongest {name}", "strongest", probe="search", source=first.source, about=first.about, candidates=candidates
-    )
+        f"strongest {name}", "strongest", probe="search", source=first.source, about=first.about,
+        candidates=candidates, voters=VOTERS,
+    )  # fmt: skip
 
 
 def _pooled(origin: Origin, kind: str, settings: ClassifierSettings) -> list[Arm]:

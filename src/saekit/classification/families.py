@@ -1,11 +1,11 @@
-"""Families of arms: what each could do if its arms had to be chosen within the training rows, choice included.
+"""Families of arms: what each could do if its arm had to be chosen within the training rows, choice included.
 
-In every outer training part the arms of a family with the highest scores in the inner folds (macro-F1; AUC where
-verdicts on two classes look at it) are chosen, up to `AVERAGED` of those that are `NEAR` the best, and the test rows of
-that part are predicted by the mean of their class probabilities: the score is that of this procedure. How uncertain the
-choice is follows from resampled training rows (groups): what the inner folds said about them is scored again, arms and
-hyperparameters are chosen again, on both sides of a difference alike, and the mean square of what that changes is added
-to the variance over the test rows.
+In every outer training part the arm of a family with the highest score in the inner folds is chosen (macro-F1; AUC
+where verdicts on two classes look at it), and the test
+rows of that part are predicted by it: the score is that of this procedure. How uncertain the choice is follows from
+resampled training rows (groups): what the inner folds said about them is scored again, the arm and its hyperparameter
+are chosen again, on both sides of a difference alike, and the mean square of what that changes is added to the variance
+over the test rows.
 """
 
 from __future__ import annotations
@@ -45,18 +45,6 @@ BASELINES = ("TF-IDF", "pixels", "dense", "PCA")
 CONTROLS = ("random", "untrained", "frozen")
 """Families of dictionaries that learned nothing, which tell whether the training of an SAE helps."""
 
-AVERAGED = 4
-"""Arms of a family whose class probabilities are averaged, at most.
-
-Over all families of 12 tables (6 data sets, 2 models; the finalists of their searches) the mean of up to 2, 3, 4 and 5
-arms is .004, .006, .007 and .007 above the best one alone: macro-F1, or AUC where that decides. What 4 give is on the
-page of `studies/classify`.
-"""
-
-NEAR = 3.0
-"""How far behind the best arm of its family another is averaged with it, in standard errors of the difference of their
-scores in the inner folds: farther behind it is the weaker one, however many are compared, and would spoil the mean."""
-
 _UNITS = {"macro_f1": "fraction", "auc": "area"}
 _METRICS = tuple(_UNITS)
 
@@ -74,102 +62,57 @@ class _Option:
     """What it says about the test rows."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """An outer training part: what could be chosen in it."""
+class _Choices:
+    """The options of some families in every part, and what is chosen of them on resampled training rows."""
 
-    options: list[_Option]
-    scores: np.ndarray
-    """``[1 + RESAMPLES, n_options]`` scores in the inner folds; first of the training rows as they are."""
+    def __init__(self, judged: Judged, jobs: Sequence[Job], weights: Sequence[np.ndarray]) -> None:
+        data, parts = judged.plan.data, judged.plan.parts[0]
+        self.options = [[each for job in jobs for each in _options(judged, job, part)] for part in range(len(parts))]
+        chosen = []
+        for (train, _), options, weight in zip(parts, self.options, weights):
+            inner, labels = [each.inner for each in options], [each.labels for each in options]
+            chosen.append(scores_again(data.y[train], inner, labels, weight, judged.plan.chosen_by).argmax(1))
+        self.chosen = np.stack(chosen, axis=1)
+        """``[1 + RESAMPLES, n_parts]`` index of the option; first as it is."""
 
-    def mixtures(self, family: str) -> list[_Mixture]:
-        """Return what a family is, on the rows as they are and on every resample."""
-        mine = np.flatnonzero([each.family == family for each in self.options])
-        scores = self.scores[:, mine]
-        found = []
-        for row in scores:
-            behind = row.max() - row
-            error = np.std(scores[1:, [row.argmax()]] - scores[1:], axis=0)
-            ranked = np.argsort(behind, kind="stable")
-            found.append(self._mixture(mine[ranked[(behind <= NEAR * error)[ranked]]]))
-        return found
+    @property
+    def names(self) -> list[str]:
+        """The arm chosen in each part."""
+        return [options[at].name for options, at in zip(self.options, self.chosen[0])]
 
-    def _mixture(self, ranked: np.ndarray) -> _Mixture:
-        """Return the best arms, each with its best hyperparameter."""
-        found: dict[str, int] = {}
-        for at in ranked:
-            found.setdefault(self.options[at].name, int(at))
-        return tuple(found.values())[:AVERAGED]
+    def probabilities(self, choice: Sequence[int]) -> np.ndarray:
+        """Return what the chosen options say about all test rows."""
+        return np.concatenate([options[at].probabilities for options, at in zip(self.options, choice)])
 
-
-_Mixture = tuple[int, ...]
-"""Options of a part whose probabilities are averaged, best first."""
+    def values(self, held_out: HeldOut, metric: str) -> np.ndarray:
+        """Return a metric on the test rows for every choice, ``[1 + RESAMPLES]``."""
+        choices, which = np.unique(self.chosen, axis=0, return_inverse=True)
+        rest = replace(held_out, sample=replace(held_out.sample, reason="no interval asked for"))
+        found = [score(Predictions(self.probabilities(each)), rest, (metric,))[metric].value for each in choices]
+        return np.array(found)[which.ravel()]
 
 
 @dataclass(frozen=True, eq=False)
 class _Family:
     name: str
-    parts: Sequence[_Part]
-    mixtures: Sequence[Sequence[_Mixture]]
-    """By part; first of the rows as they are, then of every resample."""
+    choices: _Choices
     held_out: HeldOut
-
-    @classmethod
-    def best_of(cls, families: Sequence[_Family]) -> _Family:
-        """Return the family with the best arm, chosen in every part and on every resample."""
-        first, mixtures = families[0], []
-        for at, part in enumerate(first.parts):
-            options = zip(*(each.mixtures[at] for each in families))
-            mixtures.append([max(each, key=lambda of: row[of[0]]) for row, each in zip(part.scores, options)])
-        return cls("best", first.parts, mixtures, first.held_out)
-
-    @property
-    def alone(self) -> _Family:
-        """The best arm by itself."""
-        return replace(self, mixtures=[[mixture[:1] for mixture in each] for each in self.mixtures])
-
-    @property
-    def chosen(self) -> list[_Option]:
-        """The best arm of each part."""
-        return [part.options[mixtures[0][0]] for part, mixtures in zip(self.parts, self.mixtures)]
-
-    @property
-    def chosen_again(self) -> list[_Option]:
-        """The best arm of each part on every resample."""
-        return [part.options[of[0]] for part, mixtures in zip(self.parts, self.mixtures) for of in mixtures[1:]]
-
-    @property
-    def averaged(self) -> list[_Option]:
-        """All arms that are averaged in each part."""
-        return [part.options[at] for part, mixtures in zip(self.parts, self.mixtures) for at in mixtures[0]]
-
-    def _probabilities(self, mixtures: Sequence[_Mixture]) -> np.ndarray:
-        """Return what mixtures, one of each part, say about all test rows."""
-        return np.concatenate(
-            [np.mean([part.options[at].probabilities for at in of], axis=0) for part, of in zip(self.parts, mixtures)]
-        )
 
     @cached_property
     def scores(self) -> Scores:
         """Scores of what was chosen."""
-        return score(Predictions(self._probabilities([each[0] for each in self.mixtures])), self.held_out, _METRICS)
+        return score(Predictions(self.choices.probabilities(self.choices.chosen[0])), self.held_out, _METRICS)
 
     @cached_property
     def again(self) -> dict[str, np.ndarray]:
-        """Every metric for every choice, ``[1 + RESAMPLES]``."""
-        rest = replace(self.held_out, sample=replace(self.held_out.sample, reason="no interval asked for"))
-        known: dict[tuple[_Mixture, ...], list[float]] = {}
-        for mixtures in zip(*self.mixtures):
-            if mixtures not in known:
-                found = score(Predictions(self._probabilities(mixtures)), rest, _METRICS)
-                known[mixtures] = [found[metric].value for metric in _METRICS]
-        values = np.array([known[mixtures] for mixtures in zip(*self.mixtures)])
-        return dict(zip(_METRICS, values.T))
+        """Every metric for every choice."""
+        return {metric: self.choices.values(self.held_out, metric) for metric in _METRICS}
 
     @property
     def most_chosen(self) -> str:
         """Family that is chosen most often."""
-        return Counter(each.family for each in self.chosen).most_common(1)[0][0]
+        options = self.choices.options
+        return Counter(each[at].family for each, at in zip(options, self.choices.chosen[0])).most_common(1)[0][0]
 
     def estimate(self, metric: str) -> Estimate:
         """Return a metric with the uncertainty of the choice."""
@@ -178,8 +121,7 @@ class _Family:
     def minus(self, other: _Family, metric: str) -> Estimate:
         """Return the difference on the same test rows, with the uncertainty of both choices."""
         mine, theirs = self.scores[metric], other.scores[metric]
-        is_same = all(one[0] == two[0] for one, two in zip(self.mixtures, other.mixtures))
-        gap = mine.minus(mine if is_same else theirs)  # itself: no uncertainty
+        gap = mine.minus(mine if self.choices.names == other.choices.names else theirs)  # itself: no uncertainty
         return _with_choice(gap, self.again[metric] - other.again[metric])
 
 
@@ -213,32 +155,21 @@ def resampled(judged: Judged) -> list[np.ndarray]:
 
 
 def family_scores(judged: Judged) -> list[FamilyScore]:
-    """Return every family with its strongest arms, compared with the best baseline family, both choices included."""
-    jobs = {name: mine for name, mine in _jobs_by_family(judged).items() if mine}
-    parts = _parts(judged, [job for mine in jobs.values() for job in mine])
-    found = {name: _Family(name, parts, [part.mixtures(name) for part in parts], judged.held_out[0]) for name in jobs}
+    """Return every family with its strongest arm, compared with the best baseline family, both choices included."""
+    jobs = _jobs_by_family(judged)
+    weights = resampled(judged)
 
-    def best(names: Sequence[str]) -> _Family | None:
-        some = [found[name] for name in names if name in found]
-        return _Family.best_of(some) if some else None
+    def family(*names: str) -> _Family | None:
+        mine = [job for name in names for job in jobs[name]]
+        return _Family("+".join(names), _Choices(judged, mine, weights), judged.held_out[0]) if mine else None
 
-    base, control = best(BASELINES), best(CONTROLS)
+    found = {name: each for name in jobs if (each := family(name)) is not None}
+    base, control = family(*BASELINES), family(*CONTROLS)
     words = _verdicts(found, base, judged)
-    scores = [_family_score(each, base, len(jobs[name]), words[name], judged.metric) for name, each in found.items()]
+    scores = [_family_score(each, base, len(jobs[name]), words[name]) for name, each in found.items()]
     if control is None:
         return scores
     return [replace(each, **_beyond(found["SAE"], control, judged)) if each.role == "sae" else each for each in scores]
-
-
-def _parts(judged: Judged, jobs: Sequence[Job]) -> list[_Part]:
-    """Return what could be chosen in every outer training part."""
-    plan, weights, found = judged.plan, resampled(judged), []
-    for part, (train, _) in enumerate(plan.parts[0]):
-        options = [each for job in jobs for each in _options(judged, job, part)]
-        inner, labels = [each.inner for each in options], [each.labels for each in options]
-        scores = scores_again(plan.data.y[train], inner, labels, weights[part], plan.chosen_by)
-        found.append(_Part(options, scores))
-    return found
 
 
 def _beyond(sae: _Family, control: _Family, judged: Judged) -> dict[str, Any]:
@@ -271,9 +202,10 @@ def _verdicts(found: Mapping[str, _Family], base: _Family | None, judged: Judged
     return said
 
 
-def _family_score(family: _Family, base: _Family | None, n_arms: int, word: str, metric: str) -> FamilyScore:
-    chosen, averaged, again = (
-        Counter(option.name for option in each) for each in (family.chosen, family.averaged, family.chosen_again)
+def _family_score(family: _Family, base: _Family | None, n_arms: int, word: str) -> FamilyScore:
+    chosen = Counter(family.choices.names)
+    again = Counter(
+        family.choices.options[part][at].name for row in family.choices.chosen[1:] for part, at in enumerate(row)
     )
     gaps: dict[str, Measured] = dict.fromkeys(_METRICS, NO_DENSE)
     if base is not None:
@@ -294,6 +226,4 @@ def _family_score(family: _Family, base: _Family | None, n_arms: int, word: str,
         difference=gaps["macro_f1"],
         auc_difference=gaps["auc"],
         verdict=word,
-        averaged=dict(averaged.most_common()),
-        alone=family.alone.estimate(metric).measured(_UNITS[metric], least=0.0, most=1.0),
     )

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations, groupby
 from typing import Any
 
@@ -62,7 +62,10 @@ class Fitted:
         ``int64 [n]`` class that the inner folds said of every training row at the chosen settings, from fits that had
         not seen it; chosen by AUC ``float32 [n]`` its rank within its fold, 0 to 1. None where nothing was chosen.
     finalists
-        What could have been chosen instead (another hyperparameter, in a search another arm), fitted, best first.
+        What could have been chosen instead (another hyperparameter, in a search another arm or a vote), fitted, best
+        first.
+    voters
+        Of a vote the arms, fitted, whose class probabilities are averaged.
     """
 
     arm: Arm
@@ -76,6 +79,7 @@ class Fitted:
     seconds: float
     labels: np.ndarray | None = None
     finalists: tuple[Fitted, ...] = ()
+    voters: tuple[Fitted, ...] = ()
 
 
 def fit_arm(
@@ -152,28 +156,37 @@ def _fit_likeliest(
     groups: np.ndarray | None,
     budget: Budget,
     metric: str,
+    votes: Sequence[Vote] = (),
 ) -> Fitted:
     """Return the choice with the highest score in the inner folds, fitted, with those that it could have been.
 
-    Those are chosen most often when training rows (groups) are resampled: other arms, and other values of the
-    hyperparameter, between which the inner folds often hardly tell while test rows do.
+    Those are chosen most often when training rows (groups) are resampled: other arms, other values of the
+    hyperparameter, between which the inner folds often hardly tell while test rows do, and votes.
     """
     options = [(arm, each) for arm, found in tuned for each in (found, *found.others)]
     options.sort(key=lambda pair: -pair[1].score)  # stable: the first of equals
-    kept = list(range(min(len(options), 1)))
+    scores = [each.score for _, each in options] + [each.score for each in votes]
+    kept = {0}
     if budget.finalists > 1:
-        said = [each.labels for _, each in options if each.labels is not None]
+        said = [each.labels for _, each in options if each.labels is not None] + [each.labels for each in votes]
         weights = resampled_rows(groups, len(y), (_seed(budget), 37))
-        again = scores_again(y, [each.score for _, each in options], said, weights, metric)
-        kept = sorted(likeliest(again, budget.finalists))
+        kept |= set(likeliest(scores_again(y, scores, said, weights, metric), budget.finalists))
     ready: dict[tuple[Any, ...], Ready] = {}
-    fitted = []
-    for arm, each in (options[at] for at in kept):
+    places = {id(each): at for at, (_, each) in enumerate(options)}
+
+    @cache
+    def fitted(at: int) -> Fitted:
+        if at >= len(options):
+            vote = votes[at - len(options)]
+            return vote.of([fitted(places[id(each)]) for _, each in vote.voters])
+        arm, each = options[at]
         X = matrices[arm.features]
         if arm.representation not in ready:
             ready[arm.representation] = _ready(arm, X, y, each.chosen, budget)
-        fitted.append(refit_arm(arm, X, y, each, budget, ready[arm.representation]))
-    return replace(fitted[0], finalists=tuple(fitted[1:]))
+        return refit_arm(arm, X, y, each, budget, ready[arm.representation])
+
+    finalists = sorted(kept - {0}, key=lambda at: -scores[at])
+    return replace(fitted(0), finalists=tuple(map(fitted, finalists)))
 
 
 def fit_smallest(
@@ -275,6 +288,8 @@ def predict_arm(fitted: Fitted, X: Any, n_classes: int) -> Predictions:
     n_classes
         Number of classes; those that the training rows lack get probability 0.
     """
+    if fitted.voters:
+        return Predictions(np.mean([predict_arm(each, X, n_classes).probabilities for each in fitted.voters], axis=0))
     if isinstance(X, Mapping):
         X = X[fitted.arm.features]
     with _one_thread():
@@ -352,6 +367,8 @@ class Tuned:
     notes: tuple[str, ...] = ()
     decisions: np.ndarray | None = None
     """``[n, n_classes]`` decision values of the training rows, of a probe without probabilities."""
+    probabilities: np.ndarray | None = None
+    """``[n, n_classes]`` of the training rows, where they were asked for."""
     others: tuple[Tuned, ...] = ()
     """The other values of the hyperparameter that were tried, likewise."""
 
@@ -370,6 +387,8 @@ def tune_arm(
     budget: Budget,
     shared: Sequence[_Fold] | None = None,
     metric: str = "macro_f1",
+    *,
+    votes: bool = False,
 ) -> Tuned:
     """Return the settings with the highest mean score over the inner folds, the first of equals.
 
@@ -385,10 +404,12 @@ def tune_arm(
         Rows of these folds with the steps of the arm, where another arm of its representation has fitted them.
     metric
         As for `fit_arm`.
+    votes
+        Keep the probabilities of the chosen settings.
     """
     probe = PROBES[arm.probe]
     settings = _threshold(arm, X, y, folds, budget, metric) if "binarize" in arm.steps else {}
-    within = _Inner(arm, y, shared or _fitted_folds(arm, X, y, folds, settings, budget), budget, metric)
+    within = _Inner(arm, y, shared or _fitted_folds(arm, X, y, folds, settings, budget), budget, metric, votes)
     grid = Grid(probe, budget)
     for value in probe.values(budget):
         grid.scores[value] = within.score(value)
@@ -409,7 +430,7 @@ def tune_arm(
         return Tuned(chosen, grid.scores[value], within.selections, labels, tuple(notes), decisions)
 
     others = tuple(tuned(value) for value in sorted(grid.scores) if value != grid.best)
-    return replace(tuned(grid.best), others=others)
+    return replace(tuned(grid.best), others=others, probabilities=within.probabilities(grid.best) if votes else None)
 
 
 def _threshold(arm: Arm, X: Any, y: np.ndarray, folds: Folds, budget: Budget, metric: str) -> dict[str, Any]:
@@ -464,8 +485,10 @@ def _fitted_folds(
 class _Inner:
     """The inner folds of an arm, on which values of a hyperparameter are tried."""
 
-    def __init__(self, arm: Arm, y: np.ndarray, folds: Sequence[_Fold], budget: Budget, metric: str) -> None:
-        self.is_auc = metric == "auc"
+    def __init__(
+        self, arm: Arm, y: np.ndarray, folds: Sequence[_Fold], budget: Budget, metric: str, votes: bool = False
+    ) -> None:
+        self.is_auc, self.votes = metric == "auc", votes
         self.probe, self.name, self.y, self.rows, self.budget = PROBES[arm.probe], arm.probe, y, folds, budget
         self.selections = [fold.selected for fold in folds if fold.selected is not None]
         self.folds = [self._columns(fold) for fold in folds]
@@ -475,6 +498,7 @@ class _Inner:
         self.models: list[Any] = [None] * len(folds)
         self.labels: dict[Any, np.ndarray] = {}
         self.decisions: dict[Any, np.ndarray] = {}
+        self.said: dict[Any, np.ndarray] = {}
 
     def _columns(self, fold: _Fold) -> Rows:
         if self.name == "lda":
@@ -487,6 +511,8 @@ class _Inner:
         scores, labels = [], np.zeros(len(self.y), np.float32 if self.is_auc else np.int64)
         if self.probe.is_margin:
             self.decisions[value] = np.zeros((len(self.y), len(np.unique(self.y))))
+        elif self.votes:
+            self.said[value] = np.zeros((len(self.y), len(np.unique(self.y))), np.float32)
         for at, (columns, rows) in enumerate(zip(self.folds, self.rows)):
             model, B = self._fitted(at, value, self.models[at] if is_larger else None), columns.others
             labels[rows.validate] = _ranks(model, B) if self.is_auc else model.predict(B)
@@ -495,11 +521,22 @@ class _Inner:
                 from .sklearn_steps import decision_values
 
                 self.decisions[value][rows.validate] = decision_values(model, B)
+            elif self.votes:
+                self.said[value][rows.validate] = _probabilities(model, B)
             if is_larger:
                 self.models[at] = model
         self.largest = value if is_larger else self.largest
         self.labels[value] = labels
         return float(np.mean(scores))
+
+    def probabilities(self, value: Any) -> np.ndarray:
+        """Return what a value says about the training rows, ``[n, n_classes]``."""
+        if value in self.said:
+            return self.said[value]
+        from .sklearn_steps import probabilities_of, slope_of
+
+        decisions = self.decisions[value]
+        return probabilities_of(decisions, slope_of(decisions, _columns_of(self.y)))
 
     def _fitted(self, at: int, value: Any, start: Any) -> Any:
         solver = self.solvers[at]
@@ -674,6 +711,13 @@ def _macro_f1(y: np.ndarray, predicted: np.ndarray) -> float:
     return float((2 * hits[here] / (true + said)[here]).mean())
 
 
+def _probabilities(model: Any, X: Any) -> np.ndarray:
+    """Return class probabilities, also of a linear discriminant that was solved for."""
+    from .sklearn_steps import decision_values, probabilities_of
+
+    return model.predict_proba(X) if hasattr(model, "predict_proba") else probabilities_of(decision_values(model, X), 1)
+
+
 def _ranks(model: Any, X: Any) -> np.ndarray:
     """Return the mid-rank of every row by what a classifier of two classes says of the second, between 0 and 1."""
     from scipy.stats import rankdata
@@ -716,9 +760,71 @@ def search_arm(
         first, *others = same
         shared = _fitted_folds(first, matrices[first.features], y, folds, {}, budget)
         for each in (first, *others):
-            found = tune_arm(each, matrices[each.features], y, folds, budget, shared, metric)
+            found = tune_arm(each, matrices[each.features], y, folds, budget, shared, metric, votes=arm.voters > 1)
             tuned.append((each, named(found, each.name)))
-    return replace(_fit_likeliest(tuned, matrices, y, groups, budget, metric), seconds=time.perf_counter() - since)
+    votes = _votes(tuned, y, folds, arm.voters, metric)
+    fitted = _fit_likeliest(tuned, matrices, y, groups, budget, metric, votes)
+    return replace(fitted, seconds=time.perf_counter() - since)
+
+
+@dataclass(frozen=True, eq=False)
+class Vote:
+    """Several arms, each at its chosen settings, whose class probabilities are averaged."""
+
+    voters: tuple[tuple[Arm, Tuned], ...]
+    score: float
+    """Mean macro-F1 or AUC over the inner folds."""
+    labels: np.ndarray
+    """What the inner folds say about the training rows, as of an arm."""
+
+    @property
+    def name(self) -> str:
+        """``mean, lda & ridge & max, lda``: a representation is named once."""
+        words: list[str] = []
+        before = ""
+        for arm, _ in self.voters:
+            representation = arm.name.removesuffix(f", {arm.probe}")
+            words.append(arm.probe if representation == before else arm.name)
+            before = representation
+        return " & ".join(words)
+
+    def of(self, voters: Sequence[Fitted]) -> Fitted:
+        """Return the vote with its arms fitted."""
+        return Fitted(
+            voters[0].arm, None, {"arm": self.name}, self.score, None, None, all(each.converged for each in voters),
+            (), 0.0, self.labels, voters=tuple(voters),
+        )  # fmt: skip
+
+
+def _votes(tuned: Sequence[tuple[Arm, Tuned]], y: np.ndarray, folds: Folds, most: int, metric: str) -> list[Vote]:
+    """Return the votes of 2 to `most` arms: the best one, joined by that with which the vote scores highest, and so on.
+
+    Ensemble selection (Caruana et al. 2004) without repetition.
+    """
+    left = list(tuned)
+    joined = [left.pop(max(range(len(left)), key=lambda at: left[at][1].score))]
+    found = []
+    while left and len(joined) < most:
+        tried = [_vote([*joined, each], y, folds, metric) for each in left]
+        best = max(range(len(left)), key=lambda at: tried[at].score)
+        joined.append(left.pop(best))
+        found.append(tried[best])
+    return found
+
+
+def _vote(voters: Sequence[tuple[Arm, Tuned]], y: np.ndarray, folds: Folds, metric: str) -> Vote:
+    from scipy.stats import rankdata
+
+    said = np.mean([np.asarray(tuned.probabilities) for _, tuned in voters], axis=0)
+    if metric == "macro_f1":
+        labels = np.unique(y)[said.argmax(1)]
+        scores = [_macro_f1(y[rows], labels[rows]) for _, rows in folds]
+    else:
+        labels = np.zeros(len(y), np.float32)
+        for _, rows in folds:
+            labels[rows] = (rankdata(said[rows, 1]) - 0.5) / len(rows)
+        scores = [_auc(y[rows], labels[rows]) for _, rows in folds]
+    return Vote(tuple(voters), float(np.mean(scores)), labels)
 
 
 def _screened(

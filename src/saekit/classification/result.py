@@ -67,10 +67,7 @@ class ArmScore(ComparedArm):
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyScore:
-    """A family of arms: its strongest are chosen within the training rows, and the choice is part of the interval.
-
-    Scores are of the mean of the class probabilities of up to four arms that could be the strongest.
-    """
+    """A family of arms: the strongest is chosen within the training rows, and the choice is part of the interval."""
 
     __repr__ = brief
 
@@ -81,7 +78,8 @@ class FamilyScore:
     n_arms: int
     """Number of arms; a search counts as one."""
     strongest: str
-    """The arm that was chosen (over folds, most often); of a search with its representation and probe."""
+    """The arm that was chosen (over folds, most often); of a search with its representation and probe, ``a & b`` where
+    several vote."""
     chosen: dict[str, int]
     """How often each arm was chosen: once per outer fold."""
     again: dict[str, float]
@@ -102,11 +100,6 @@ class FamilyScore:
     """For the SAE: the metric of the verdicts, minus that of the best of those families, both choices included."""
     control_verdict: str = ""
     """Verdict of that difference: whether its training makes an SAE a better classifier."""
-    averaged: dict[str, int] = field(default_factory=dict)
-    """Arms whose class probabilities are averaged, each with the number of outer folds; empty in older files, which
-    have the scores of the strongest arm."""
-    alone: Measured | None = None
-    """The strongest arm alone, in the metric of the verdicts; None in older files."""
 
 
 @dataclass(frozen=True)
@@ -190,10 +183,7 @@ class Classification(ArmsResult):
         return lines
 
     def families_table(self) -> list[list[str]]:
-        """Rows of text, headings first: every family with its strongest arm, minus the best baseline family.
-
-        ``and 2 more``: the scores are of the mean of its probabilities and those of two other arms.
-        """
+        """Rows of text, headings first: every family with its strongest arm, minus the best baseline family."""
         is_auc = self.verdict_metric == "auc"
         gap = f"{'AUC' if is_auc else 'macro-F1'} − best non-SAE"
         lines = [["family", "strongest arm", "chosen", "macro-F1", "AUC", gap, "verdict"]]
@@ -204,8 +194,7 @@ class Classification(ArmsResult):
             if sum(each.chosen.values()) > 1:
                 chosen = f"{each.chosen[each.strongest]} of {sum(each.chosen.values())} folds, {chosen}"
             numbers = (f"{each.macro_f1:.3f}", f"{each.auc:.3f}", shown)
-            more = f", and {len(each.averaged) - 1} more" if len(each.averaged) > 1 else ""
-            lines.append([each.name, each.strongest + more, chosen, *numbers, each.verdict or "–"])
+            lines.append([each.name, each.strongest, chosen, *numbers, each.verdict or "–"])
         return lines
 
     def conclusion(self) -> str:

@@ -92,8 +92,8 @@ class Budget:
     keep: int | None = 2
     """Number of representations that a search goes on with; none keeps all [2]."""
     finalists: int = 8
-    """Number of choices (a hyperparameter, in a search an arm with one) that are fitted: the best, and those made most
-    often when training rows are resampled [8]."""
+    """Number of choices (a hyperparameter, in a search an arm with one or a vote of arms) that are fitted: the best,
+    and those made most often when training rows are resampled [8]."""
     inner: int = 3
     """Number of folds of the inner cross-validation [3]."""
     max_iter: int = 1000

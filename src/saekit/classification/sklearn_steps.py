@@ -152,15 +152,20 @@ class Margins(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return probabilities ``[n, n_classes]``."""
-        from scipy.special import softmax
-
-        return np.asarray(softmax(self.slope * decision_values(self.classifier, X), axis=1))
+        return probabilities_of(decision_values(self.classifier, X), self.slope)
 
 
 def decision_values(classifier: Any, X: Any) -> np.ndarray:
     """Return decision values ``[n, n_classes]``; of two classes the first has 0."""
     found = np.asarray(classifier.decision_function(X), dtype=np.float64)
     return np.stack([np.zeros(len(found)), found], axis=1) if found.ndim == 1 else found
+
+
+def probabilities_of(decisions: np.ndarray, slope: float) -> np.ndarray:
+    """Return the softmax of decision values times a slope."""
+    from scipy.special import softmax
+
+    return np.asarray(softmax(slope * decisions, axis=1))
 
 
 def slope_of(decisions: np.ndarray, y: np.ndarray) -> float:

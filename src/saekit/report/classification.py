@@ -77,23 +77,17 @@ def _families(result: Result) -> list[Section]:
     def chosen(family: Arm) -> Cell:
         return Cell(f"{family['again'].get(family['strongest'], 0.0):.0%}", note=text_cell(list(family["again"])).text)
 
-    def averaged(family: Arm) -> Cell:
-        return Cell(str(len(family["averaged"])), note=text_cell(list(family["averaged"])).text)
-
-    is_mean = any(family.get("averaged") for family in result["families"])  # not in older files
-    columns: list[tuple[str, str | Callable[[Any], Cell]]] = [
-        ("", "name"), ("strongest arm", "strongest"), ("chosen on resamples", chosen), ("averaged", averaged), *_SCORES,
+    columns = (
+        ("", "name"), ("strongest arm", "strongest"), ("chosen on resamples", chosen), *_SCORES,
         ("− best non-SAE", measured_as(gap, "+.3f")), ("verdict", "verdict"),
-    ]  # fmt: skip
-    if not is_mean:
-        columns.remove(("averaged", averaged))
+    )  # fmt: skip
     from ..classification.result import Classification
 
-    what = "the mean of the class probabilities of its strongest arms" if is_mean else "its strongest arm"
     intro = (
-        f"{Classification.from_json(dict(result)).conclusion()} Every family is {what}: representation, "
-        "probe and penalty are chosen within the training rows, for baselines, controls and SAEs alike. The intervals "
-        "hold the uncertainty of these choices, which are made again on resampled training rows."
+        f"{Classification.from_json(dict(result)).conclusion()} Every family is its strongest arm: representation, "
+        "probe and penalty, or a vote of several, are chosen within the training rows, for baselines, controls and "
+        "SAEs alike. The intervals hold the uncertainty of these choices, which are made again on resampled training "
+        "rows."
     )
     muted = {"baseline": False, "sae": False, "control": True}
     table = table_of(result["families"], columns, is_muted=lambda family: muted[family["role"]])
