@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from saekit.classification.arms import Arm
+from saekit.classification.arms import VOTERS, Arm
 from saekit.classification.families import family_scores
 from saekit.classification.plan import Job
 from saekit.classification.result import FamilyScore
@@ -61,7 +61,7 @@ def search(kind: str) -> Arm:
         for each in features
         for probe in PROBES
     )
-    return Arm(f"strongest {kind}", "strongest", probe="search", candidates=candidates)
+    return Arm(f"strongest {kind}", "strongest", probe="search", candidates=candidates, voters=VOTERS)
 
 
 def judged_noise(n_train: int, n_test: int, seed: int, kinds: Sequence[str] = tuple(SEARCHED)) -> Judged:

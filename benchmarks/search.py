@@ -1,7 +1,8 @@
 """CPU time of the search of one family: every probe and penalty on two representations, on rows like pooled codes.
 
 ``python benchmarks/search.py`` fits the arm `strongest` as `saekit classify` does: 2,000 rows of three classes, 4,096
-latents (a row has about 180 of them) and 12,288 columns of several poolings. Run it at two commits to compare them.
+latents (a row has about 180 of them) and 12,288 columns of several poolings; without votes of arms, and with them. Run
+it at two commits to compare them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import scipy.sparse
 
-from saekit.classification.arms import Arm
+from saekit.classification.arms import VOTERS, Arm
 from saekit.classification.fit import fit_arm
 from saekit.classification.settings import PROBES
 
@@ -39,9 +40,13 @@ def main() -> None:
     candidates = tuple(
         replace(Arm(f"{name}, {probe}", "full", name), probe=probe) for name in X for probe in PROBES[:4]
     )
-    since = time.process_time()
-    found = fit_arm(Arm("strongest", "strongest", probe="search", candidates=candidates), X, truth.argmax(1))
-    print(f"{time.process_time() - since:.1f} CPU s; {found.arm.name} {found.chosen}, inner {found.inner_score:.4f}")
+    for voters in (0, VOTERS):
+        arm = Arm("strongest", "strongest", probe="search", candidates=candidates, voters=voters)
+        since = time.process_time()
+        found = fit_arm(arm, X, truth.argmax(1))
+        spent = time.process_time() - since
+        best = max((found, *found.finalists), key=lambda each: each.inner_score)
+        print(f"{voters} voters: {spent:.1f} CPU s; {best.chosen}, inner {best.inner_score:.4f}")
 
 
 if __name__ == "__main__":
