@@ -150,6 +150,38 @@ def test_an_arm_is_joined_by_the_one_that_helps_it_most():
     assert (votes[0].labels == y).all()
 
 
+def test_the_best_vote_is_fitted_however_few_finalists_there_are():
+    X, y = half_told("macro_f1")
+    arm = search(probes=("logistic", "lda"), voters=4)
+    many, one = (fit_arm(arm, X, y, budget=Budget(keep=None, finalists=n)) for n in (60, 1))
+    (vote,) = one.finalists
+    best = max(many.finalists, key=lambda each: each.inner_score)
+    assert len(vote.voters) > 1
+    assert (vote.chosen, vote.inner_score) == (best.chosen, best.inner_score)
+    assert one.chosen == many.chosen
+
+
+def test_what_is_to_be_told_of_voters_is_told():
+    """The best arm has nothing to tell, but one that votes with it is at the end of its grid."""
+    (X, y), budget = half_told("macro_f1"), Budget(keep=None, widen=0)
+    alone, voting = (fit_arm(search(probes=("ridge",), voters=n), X, y, budget=budget) for n in (0, 4))
+    assert alone.chosen == voting.chosen
+    assert alone.notes == ()
+    assert any(note.startswith("alpha = 1000 was chosen, the largest") for note in voting.notes)
+
+
+@pytest.mark.parametrize("probe", ["logistic", "lda", "ridge", "tree"])
+def test_a_class_that_an_inner_fold_has_not_seen(probe):
+    """Groups may leave no other way: what has not seen it says that it is not there."""
+    X, y = half_told("macro_f1")
+    train, rest = np.flatnonzero((np.arange(240) < 160) & (y != 1)), np.arange(160, 240)
+    folds = [(train, rest), (np.arange(80, 240), np.arange(80)), (np.r_[:80, 160:240], np.arange(80, 160))]
+    tuned = tune_arm(Arm("x", "dense", "x", probe=probe), X["a"], y, folds, QUICK, votes=True)
+    assert tuned.probabilities is not None
+    assert (tuned.probabilities[rest, 1] <= tuned.probabilities[rest].min(1)).all()
+    assert tuned.probabilities.sum(1) == pytest.approx(1, abs=1e-5)
+
+
 def test_arms_that_do_not_vote_are_what_they_were():
     """Their fits are found again by what they are."""
     plain = search()

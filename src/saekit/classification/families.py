@@ -3,9 +3,9 @@
 In every outer training part the arm of a family with the highest score in the inner folds is chosen (macro-F1; AUC
 where verdicts on two classes look at it), and the test
 rows of that part are predicted by it: the score is that of this procedure. How uncertain the choice is follows from
-resampled training rows (groups): what the inner folds said about them is scored again, the arm and its hyperparameter
-are chosen again, on both sides of a difference alike, and the mean square of what that changes is added to the variance
-over the test rows.
+resampled training rows (groups): what the inner folds said about them is scored again, the arm, its hyperparameter or a
+vote of arms are chosen again, on both sides of a difference alike, and the mean square of what that changes is added to
+the variance over the test rows. Which arms may vote together is not chosen again: that part is missing.
 """
 
 from __future__ import annotations

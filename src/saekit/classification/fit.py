@@ -63,9 +63,9 @@ class Fitted:
         not seen it; chosen by AUC ``float32 [n]`` its rank within its fold, 0 to 1. None where nothing was chosen.
     finalists
         What could have been chosen instead (another hyperparameter, in a search another arm or a vote), fitted, best
-        first.
+        first; a vote may have a higher score than the arm.
     voters
-        Of a vote the arms, fitted, whose class probabilities are averaged.
+        Arms of a vote, fitted, whose class probabilities are averaged; empty for an arm.
     """
 
     arm: Arm
@@ -158,15 +158,17 @@ def _fit_likeliest(
     metric: str,
     votes: Sequence[Vote] = (),
 ) -> Fitted:
-    """Return the choice with the highest score in the inner folds, fitted, with those that it could have been.
+    """Return the arm with the highest score in the inner folds, fitted, with what could have been chosen instead.
 
-    Those are chosen most often when training rows (groups) are resampled: other arms, other values of the
-    hyperparameter, between which the inner folds often hardly tell while test rows do, and votes.
+    That is the best vote, and what is chosen most often when training rows (groups) are resampled: other arms, other
+    values of the hyperparameter, between which the inner folds often hardly tell while test rows do, and votes. Where a
+    vote is the best choice, the arm has the notes of all that vote.
     """
     options = [(arm, each) for arm, found in tuned for each in (found, *found.others)]
     options.sort(key=lambda pair: -pair[1].score)  # stable: the first of equals
     scores = [each.score for _, each in options] + [each.score for each in votes]
-    kept = {0}
+    best = int(np.argmax(scores))
+    kept = {0, best}
     if budget.finalists > 1:
         said = [each.labels for _, each in options if each.labels is not None] + [each.labels for each in votes]
         weights = resampled_rows(groups, len(y), (_seed(budget), 37))
@@ -185,8 +187,10 @@ def _fit_likeliest(
             ready[arm.representation] = _ready(arm, X, y, each.chosen, budget)
         return refit_arm(arm, X, y, each, budget, ready[arm.representation])
 
-    finalists = sorted(kept - {0}, key=lambda at: -scores[at])
-    return replace(fitted(0), finalists=tuple(map(fitted, finalists)))
+    finalists = tuple(fitted(at) for at in sorted(kept - {0}, key=lambda at: -scores[at]))
+    told = (fitted(0), *fitted(best).voters)
+    notes = tuple(dict.fromkeys(note for each in told for note in each.notes))
+    return replace(fitted(0), finalists=finalists, notes=notes, converged=all(each.converged for each in told))
 
 
 def fit_smallest(
@@ -507,6 +511,8 @@ class _Inner:
 
     def score(self, value: Any) -> float:
         """Return the mean score of a value; larger values go on from the fits of smaller ones."""
+        from .sklearn_steps import decision_values
+
         is_larger = self.largest is None or value > self.largest
         scores, labels = [], np.zeros(len(self.y), np.float32 if self.is_auc else np.int64)
         if self.probe.is_margin:
@@ -518,16 +524,22 @@ class _Inner:
             labels[rows.validate] = _ranks(model, B) if self.is_auc else model.predict(B)
             scores.append((_auc if self.is_auc else _macro_f1)(self.y[rows.validate], labels[rows.validate]))
             if self.probe.is_margin:
-                from .sklearn_steps import decision_values
-
-                self.decisions[value][rows.validate] = decision_values(model, B)
+                self._keep(self.decisions[value], rows.validate, model, decision_values(model, B))
             elif self.votes:
-                self.said[value][rows.validate] = _probabilities(model, B)
+                self._keep(self.said[value], rows.validate, model, _probabilities(model, B))
             if is_larger:
                 self.models[at] = model
         self.largest = value if is_larger else self.largest
         self.labels[value] = labels
         return float(np.mean(scores))
+
+    def _keep(self, kept: np.ndarray, rows: np.ndarray, model: Any, said: np.ndarray) -> None:
+        """Keep what a model says about rows; of a class that it has not seen, groups allowing no better, less than of
+        any other.
+        """
+        if self.probe.is_margin:
+            kept[rows] = said.min(axis=1, keepdims=True) - 1
+        kept[np.ix_(rows, np.searchsorted(np.unique(self.y), model.classes_))] = said
 
     def probabilities(self, value: Any) -> np.ndarray:
         """Return what a value says about the training rows, ``[n, n_classes]``."""
@@ -743,7 +755,8 @@ def _auc(y: np.ndarray, ranks: np.ndarray) -> float:
 def search_arm(
     arm: Arm, X: Mapping[str, Any], y: np.ndarray, groups: np.ndarray | None, budget: Budget, metric: str
 ) -> Fitted:
-    """Return the candidate with the highest score in the inner folds, fitted, with what could have been chosen instead.
+    """Return the candidate with the highest score in the inner folds, fitted, with what could have been chosen instead:
+    other candidates, and votes of several.
 
     First every representation (pooling, components) stands with a ridge classifier on a sample of the training rows;
     the best `Budget.keep` go on. All their probes are then tuned on all training rows, and `Budget.finalists` choices
@@ -791,8 +804,8 @@ class Vote:
     def of(self, voters: Sequence[Fitted]) -> Fitted:
         """Return the vote with its arms fitted."""
         return Fitted(
-            voters[0].arm, None, {"arm": self.name}, self.score, None, None, all(each.converged for each in voters),
-            (), 0.0, self.labels, voters=tuple(voters),
+            voters[0].arm, None, {"arm": self.name}, self.score, None, None, True, (), 0.0, self.labels,
+            voters=tuple(voters),
         )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from ..settings import check_choice, check_whole, is_number, is_whole, suggest_k
 
 KINDS: dict[str, str] = {
     "majority": "the most frequent class, whatever the text",
-    "strongest": "the strongest representation and probe of each family, searched within the training rows",
+    "strongest": "the strongest representation and probe of each family, searched within the training rows; families "
+    "may let several vote",
     "words": "TF-IDF of words and word pairs",
     "pixels": "principal components of the grey pixels, of images",
     "last": "hidden state of the last token",
