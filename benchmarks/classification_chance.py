@@ -191,8 +191,8 @@ ABOUT = """## Classification of noise
 
 `make chance` (`python benchmarks/classification_chance.py`): the search of every family on features that know nothing
 (three poolings of 48 columns, random words), two classes, 400 test rows. AUC on the test rows of the arm or vote that
-was chosen within the training rows, mean over results ± its standard error; fractions of results with a verdict, where 0.05
-is announced, with 95% intervals."""
+was chosen within the training rows, mean over results ± its standard error; fractions of results with a verdict, where
+0.05 is announced, with 95% intervals."""
 LEAKS = """Shuffled labels: fractions of results without any leak that are said to leak by the check of
 `saekit classify` over all arms of a result; 0.05 is announced."""
 
