@@ -87,7 +87,7 @@ def _families(result: Result) -> list[Section]:
         f"{Classification.from_json(dict(result)).conclusion()} Every family is its strongest arm: representation, "
         "probe and penalty, or a vote of several, are chosen within the training rows, for baselines, controls and "
         "SAEs alike. The intervals hold the uncertainty of these choices, which are made again on resampled training "
-        "rows."
+        "rows; who votes with whom is not, so that intervals of votes (a & b) are somewhat too narrow."
     )
     muted = {"baseline": False, "sae": False, "control": True}
     table = table_of(result["families"], columns, is_muted=lambda family: muted[family["role"]])
